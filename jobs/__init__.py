@@ -1,0 +1,1 @@
+"""Where and when things run: the command line, recipes, Ray, Ray Train, the demo."""

@@ -1,0 +1,132 @@
+"""One recipe for a whole run: strict YAML, `--set a.b=c`, and errors that name the key and suggest the right one."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.recipe import IngestSpec, Section, ShardSpec
+from train.recipe import EvalSpec, ModelSpec, TokenizerSpec, TrainSpec
+
+
+class RunSpec(Section):
+    """Where a command runs. Nothing here changes what it computes."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Training processes (GPUs, or CPU cores where there is no GPU); 0 takes what the machine has."""
+    ray_address: str = "local"
+    """`local` starts a Ray for this command; `auto` or an address joins a cluster."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """How often a lost training worker is replaced before the command gives up."""
+
+
+class Recipe(Section):
+    """A run from the URL table to the report."""
+
+    name: str
+    """Names the run: its folder is RUNS/NAME."""
+    seed: int = 42
+    store: str
+    """Folder or URL of the store."""
+    runs: str = "runs"
+    """Folder of the run folders."""
+    ingest: IngestSpec
+    shards: ShardSpec = ShardSpec()
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec
+    eval: EvalSpec = EvalSpec()
+    run: RunSpec = RunSpec()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: `a.b=value` entries; the value is read as YAML.
+
+    Raises:
+        UserError: The file, a key or a value is wrong; all problems are listed at once.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError("the recipe cannot be read", where=str(path), why=error.strerror or str(error)) from error
+    except yaml.YAMLError as error:
+        raise UserError("the recipe is not YAML", where=str(path), why=str(error)) from error
+    if not isinstance(content, dict):
+        raise UserError("the recipe must be a mapping of sections", where=str(path))
+    for override in overrides or []:
+        _override(content, override)
+    return check_recipe(content, str(path))
+
+
+def check_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """A recipe from its parsed content."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = [_problem(dict(entry)) for entry in error.errors()]
+        raise UserError(
+            "the recipe is wrong:\n" + "\n".join(f"  - {problem}" for problem in problems),
+            where=where,
+            next_step="edit the recipe, then: genlip plan RECIPE",
+        ) from None
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, defaults included."""
+    path.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: write --set section.key=value")
+    node = content
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {parent!r} is not a section of the recipe")
+        node = child
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML", why=str(error)) from error
+
+
+def _problem(entry: dict[str, Any]) -> str:
+    path = [str(part) for part in entry["loc"]]
+    where = ".".join(path)
+    if entry["type"] == "extra_forbidden":
+        known = _fields_at(Recipe, path[:-1])
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*path[:-1], close[0]])}?" if close else f"known here: {', '.join(known)}"
+        return f"{where}: no such key; {hint}"
+    if entry["type"] == "missing":
+        return f"{where}: missing"
+    if isinstance(entry["input"], str) and entry["type"].startswith(("float", "int")):
+        return f"{where}: {entry['msg']}, got {entry['input']!r} (YAML reads 1e-3 as text: write 1.0e-3)"
+    return f"{where}: {entry['msg'].removeprefix('Value error, ')}, got {entry['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The field names of the section at `path` below a model."""
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [annotation, *get_args(annotation)]
+        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)

@@ -1,0 +1,185 @@
+"""A store: a folder at any fsspec URL where data is written first and its commit record last.
+
+What has no commit record does not exist, so a kill at any moment leaves nothing half there. Layout: STORE.md.
+"""
+
+import errno
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import EXIT_ENVIRONMENT, UserError
+
+FORMAT_VERSION = 1
+
+
+def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path inside it."""
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, str(path)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store's files by their path relative to its root."""
+
+    root: str
+    _fs: fsspec.AbstractFileSystem = field(init=False, repr=False, compare=False)
+    _base: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        fs, base = open_fs(self.root)
+        object.__setattr__(self, "_fs", fs)
+        object.__setattr__(self, "_base", base.rstrip("/"))
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.root,)
+
+    def path(self, name: str) -> str:
+        """The full path of a file, for messages and for other readers."""
+        return f"{self._base}/{name}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files can be opened by their path on this machine."""
+        return isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
+
+    def exists(self, name: str) -> bool:
+        return bool(self._fs.exists(self.path(name)))
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """Sorted names of the files in a folder; an absent folder has none."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self.path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(path).rsplit("/", 1)[-1] for path in found)
+        return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """A stream whose content appears under `name` when the block ends well, and not at all otherwise."""
+        final = self.path(name)
+        if not self.is_local:
+            # Object stores show an object when its upload is complete.
+            with self._fs.open(final, "wb") as stream:
+                yield cast(BinaryIO, stream)
+            return
+        folder, base = os.path.split(final)
+        temporary = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(temporary, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, final)
+        except BaseException as error:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            if isinstance(error, OSError):
+                raise storage_error(error, final) from error
+            raise
+
+    def write(self, name: str, body: bytes) -> None:
+        with self.writing(name) as stream:
+            stream.write(body)
+
+    def read(self, name: str) -> bytes:
+        with self._fs.open(self.path(name), "rb") as stream:
+            return cast(bytes, stream.read())
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; fewer where the file ends."""
+        return cast(bytes, self._fs.cat_file(self.path(name), start=offset, end=offset + size))
+
+    def read_ranges(self, name: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        """The bytes at each (offset, size), opening the file once."""
+        bodies = []
+        with self._fs.open(self.path(name), "rb") as stream:
+            for offset, size in ranges:
+                stream.seek(offset)
+                bodies.append(cast(bytes, stream.read(size)))
+        return bodies
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        with self.writing(name) as stream:
+            pq.write_table(table, stream)
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        return pq.read_table(io.BytesIO(self.read(name)), columns=columns)
+
+    def write_json(self, name: str, content: Any) -> None:
+        self.write(name, json.dumps(content, indent=1, sort_keys=True).encode())
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+
+def storage_error(error: OSError, path: str) -> UserError:
+    """The user's words for what the disk said."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            "no space left",
+            where=path,
+            next_step="free some space and run the same command again: what is committed is kept",
+            exit_code=EXIT_ENVIRONMENT,
+        )
+    return UserError(
+        "the store cannot be written",
+        where=path,
+        why=error.strerror or str(error),
+        next_step="check the path and its permissions, or choose another with --set store=PATH",
+        exit_code=EXIT_ENVIRONMENT,
+    )
+
+
+def open_store(root: str, content: dict[str, Any]) -> Store:
+    """Open the store of these recipe sections, or begin it.
+
+    Raises:
+        UserError: The store was begun by another recipe (the differing keys are named), or cannot be written.
+    """
+    store = Store(root)
+    if not store.exists("store.json"):
+        store.write_json("store.json", {"format_version": FORMAT_VERSION, "recipe": content})
+        return store
+    known = store.read_json("store.json")
+    if known["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"the store has format {known['format_version']}, this version reads {FORMAT_VERSION}",
+            where=store.path("store.json"),
+            next_step="use the version of genlip that wrote it, or another store with --set store=PATH",
+        )
+    refuse_changes(known["recipe"], content, store.path("store.json"), "choose another store with --set store=PATH")
+    return store
+
+
+def refuse_changes(known: dict[str, Any], wanted: dict[str, Any], where: str, alternative: str) -> None:
+    """Raise a UserError that names the keys in which a recipe differs from the one that made `where`."""
+    differing = sorted(_differences(known, wanted))
+    if differing:
+        raise UserError(
+            "made by another recipe; nothing was touched",
+            where=where,
+            why="; ".join(differing),
+            next_step=f"restore these values, or {alternative}",
+        )
+
+
+def _differences(known: Any, wanted: Any, at: str = "") -> Iterator[str]:
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        for key in known.keys() | wanted.keys():
+            yield from _differences(known.get(key), wanted.get(key), f"{at}.{key}" if at else str(key))
+    elif known != wanted:
+        yield f"{at} was {known!r}, is {wanted!r}"

@@ -1,0 +1,1 @@
+"""How weights change: stream, packing, DeepSpeed engine, loop, checkpoints, evaluation. No Ray."""

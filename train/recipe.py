@@ -1,0 +1,118 @@
+"""The recipe's training sections: tokenizer, model, schedule, batch, checkpoints, evaluation."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+class Section(BaseModel):
+    """A strict, immutable part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def parse_samples(value: Any) -> Any:
+    """`8B samples`, `56M samples`, `24_000 samples` or a plain number -> a number of samples."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([\d_]+(?:\.\d+)?)\s*([kmb]?)\s*(?:samples)?", value.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError("write a number of samples, such as '8B samples', '24k samples' or 24000")
+    return round(float(match[1].replace("_", "")) * _MULTIPLES[match[2].lower()])
+
+
+Samples = Annotated[int, BeforeValidator(parse_samples), Field(ge=0)]
+
+
+class TokenizerSpec(Section):
+    """What cuts captions into tokens."""
+
+    kind: Literal["sentencepiece", "huggingface"] = "sentencepiece"
+    """`sentencepiece` is trained on the store's captions; `huggingface` is loaded from `path`."""
+    path: str = ""
+    """Name or folder of a Hugging Face tokenizer with <|im_end|>, such as Qwen/Qwen3-0.6B."""
+    vocab_size: Annotated[int, Field(ge=300)] = 8_000
+    """Of a trained tokenizer; fewer where the captions do not yield as many."""
+    prompt: str = "Describe the image in detail."
+    """Stands between the image and the caption, without loss."""
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> "TokenizerSpec":
+        if (self.kind == "huggingface") != bool(self.path):
+            raise ValueError("tokenizer.path is needed for kind: huggingface, and for that alone")
+        return self
+
+
+class ModelSpec(Section):
+    """Which network, and how an image becomes patches."""
+
+    preset: str = "l16"
+    """A file of model/presets."""
+    image: Literal["square", "native"] = "square"
+    """`square` squashes to image_px (GenLIP stage 1); `native` keeps the aspect ratio (stage 2)."""
+    image_px: Annotated[int, Field(ge=8)] = 224
+    min_pixels: Annotated[int, Field(ge=1)] = 4_096
+    max_pixels: Annotated[int, Field(ge=1)] = 262_144
+    """`min_pixels` and `max_pixels` bound a `native` image."""
+
+
+class OptimSpec(Section):
+    """AdamW with linear warm-up and cosine decay, on the clock of samples seen."""
+
+    lr: Annotated[float, Field(gt=0)] = 1.0e-3
+    min_lr: Annotated[float, Field(ge=0)] = 1.0e-6
+    warmup: Samples = 56_000_000
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1.0e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """On every parameter, as in the official recipe."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Global gradient norm."""
+
+
+class CheckpointSpec(Section):
+    """When to save, and what to keep."""
+
+    every: Samples = 10_000_000
+    keep_last: Annotated[int, Field(ge=1)] = 2
+
+
+class TrainSpec(Section):
+    """How long, in which batches, at which precision."""
+
+    length: Samples
+    """Samples seen in the whole run: the only clock. Steps follow from it."""
+    lanes: Annotated[int, Field(ge=1)] = 512
+    """Packed rows in a global batch, on whatever number of processes."""
+    row_tokens: Annotated[int, Field(ge=16)] = 16_384
+    """Tokens in a packed row."""
+    micro_rows: Annotated[int, Field(ge=1)] = 1
+    """Rows in one forward pass of one process; the rest of the batch is accumulated."""
+    max_caption_tokens: Annotated[int, Field(ge=4)] = 1_024
+    """Longer captions are cut."""
+    optim: OptimSpec = OptimSpec()
+    zero_stage: Literal[0, 1, 2] = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_checkpointing: bool = False
+    threads: Annotated[int, Field(ge=1)] = 4
+    """Decoding threads in each process."""
+    max_bad_samples: Annotated[int, Field(ge=0)] = 100
+    """Unreadable samples in one process after which the run stops."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between two lines of the log."""
+
+
+class EvalSpec(Section):
+    """What is measured on the held-out shards."""
+
+    max_images: Annotated[int, Field(ge=1)] = 256
+    """Held-out images used, the same ones each time."""
+    class_templates: tuple[str, ...] = ("A photo of a {}.",)
+    """Captions that stand for a class in zero-shot classification; {} is the class name."""
+    class_captions: Annotated[int, Field(ge=0)] = 4
+    """Training captions that stand for a class in the second, caption-based classification; 0 leaves it out."""
+    batch_images: Annotated[int, Field(ge=1)] = 16
