@@ -17,7 +17,7 @@ def rope_cos_sin(position_ids_B3S: Tensor, config: GenLIPConfig, dtype: torch.dt
     """
     device = position_ids_B3S.device
     pair = torch.arange(config.head_dim // 2, device=device)
-    frequency = torch.pow(config.rope_theta, -2.0 * pair.float() / config.head_dim)
+    frequency = 1.0 / config.rope_theta ** (2.0 * pair.float() / config.head_dim)
     _, num_height, num_width = config.mrope_section
     is_height = (pair % 3 == 1) & (pair < 3 * num_height)
     is_width = (pair % 3 == 2) & (pair < 3 * num_width)

@@ -95,9 +95,15 @@ class Store:
         with self.writing(name) as stream:
             stream.write(body)
 
-    def read(self, name: str) -> bytes:
+    @contextmanager
+    def reading(self, name: str) -> Iterator[BinaryIO]:
+        """A stream of a file's content."""
         with self._fs.open(self.path(name), "rb") as stream:
-            return cast(bytes, stream.read())
+            yield cast(BinaryIO, stream)
+
+    def read(self, name: str) -> bytes:
+        with self.reading(name) as stream:
+            return stream.read()
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; fewer where the file ends."""
@@ -106,10 +112,10 @@ class Store:
     def read_ranges(self, name: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         """The bytes at each (offset, size), opening the file once."""
         bodies = []
-        with self._fs.open(self.path(name), "rb") as stream:
+        with self.reading(name) as stream:
             for offset, size in ranges:
                 stream.seek(offset)
-                bodies.append(cast(bytes, stream.read(size)))
+                bodies.append(stream.read(size))
         return bodies
 
     def write_table(self, name: str, table: pa.Table) -> None:

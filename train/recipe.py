@@ -1,9 +1,15 @@
 """The recipe's training sections: tokenizer, model, schedule, batch, checkpoints, evaluation."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipeline.errors import UserError
+
+RECIPE_FILE = "recipe.json"
+TOKENIZER_FOLDER = "tokenizer"
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -116,3 +122,35 @@ class EvalSpec(Section):
     class_captions: Annotated[int, Field(ge=0)] = 4
     """Training captions that stand for a class in the second, caption-based classification; 0 leaves it out."""
     batch_images: Annotated[int, Field(ge=1)] = 16
+
+
+class TrainJob(BaseModel):
+    """What a training process reads of the resolved recipe in its run folder."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    class Shards(BaseModel):
+        """The one key of the shards section that training needs."""
+
+        model_config = ConfigDict(extra="ignore", frozen=True)
+        name: str
+
+    seed: int
+    store: str
+    shards: Shards
+    tokenizer: TokenizerSpec
+    model: ModelSpec
+    train: TrainSpec
+    eval: EvalSpec
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "TrainJob":
+        """The job of a run folder.
+
+        Raises:
+            UserError: The folder is not a run folder.
+        """
+        path = run_dir / RECIPE_FILE
+        if not path.exists():
+            raise UserError("not a run folder", where=str(run_dir), next_step="run: genlip train RECIPE")
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,120 @@
+"""The `genlip` command. Imports nothing heavy: each verb loads what it needs when it runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="genlip",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="From URL tables to a vision transformer that speaks.",
+    epilog="Example: genlip plan jobs/recipes/demo.yaml; the README lists the commands in the order of a run.",
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as genlip train names it.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Replace a value of the recipe; may be given several times."),
+]
+
+
+@app.command()
+def plan(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Print every derived number with its arithmetic; starts nothing."""
+    from jobs.plan import plan_run
+    from jobs.recipe import load_recipe
+
+    raise typer.Exit(plan_run(load_recipe(recipe, set_)))
+
+
+@app.command()
+def ingest(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Download, filter and shard the URL table; again: do what is missing."""
+    from jobs.ingest import ingest as run
+    from jobs.recipe import load_recipe
+
+    raise typer.Exit(run(load_recipe(recipe, set_)))
+
+
+@app.command()
+def tokenizer(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Train or take the tokenizer, and count the captions' tokens."""
+    from jobs.recipe import load_recipe
+    from jobs.tokenizer import make_tokenizer
+
+    raise typer.Exit(make_tokenizer(load_recipe(recipe, set_)))
+
+
+@app.command()
+def train(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Train or resume, under Ray Train or as a process of torchrun."""
+    from jobs.recipe import load_recipe
+    from jobs.training import train as run
+
+    raise typer.Exit(run(load_recipe(recipe, set_)))
+
+
+@app.command("eval")
+def evaluate(run: RunDir) -> None:
+    """Measure the newest checkpoint on the held-out images, beside chance."""
+    from jobs.evaluation import evaluate_run
+
+    raise typer.Exit(evaluate_run(run))
+
+
+@app.command()
+def caption(
+    run: RunDir,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Image files.")] = None,
+    heldout: Annotated[int, typer.Option(help="Held-out images to caption where no file is named.")] = 24,
+    sheet: Annotated[Path | None, typer.Option(help="Contact sheet, PNG. [default: RUN/captions.png]")] = None,
+) -> None:
+    """Caption images, and draw them with their captions."""
+    from jobs.captions import caption_images
+
+    raise typer.Exit(caption_images(run, images or [], heldout, sheet or run / "captions.png"))
+
+
+@app.command()
+def report(run: RunDir) -> None:
+    """Write the run's report: one HTML file."""
+    from jobs.report import write_report
+
+    raise typer.Exit(write_report(run))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo-out"),
+    corpus: Annotated[
+        Path | None, typer.Option(help="Your own folder with images/ and metadata.parquet (columns file, caption).")
+    ] = None,
+    tier: Annotated[str, typer.Option(help="Corpus to obtain: small, full or fixtures (no network).")] = "small",
+    set_: Overrides = None,
+) -> None:
+    """Run the whole job on real images, step by step, on this machine."""
+    from jobs.demo.run import run_demo
+
+    raise typer.Exit(run_demo(out, corpus, tier, set_ or []))
+
+
+def main() -> None:
+    """Entry point: errors meant for the user carry an exit code and become a message; all others a traceback."""
+    try:
+        app()
+    except Exception as error:
+        exit_code = getattr(error, "exit_code", None)
+        if exit_code is None:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

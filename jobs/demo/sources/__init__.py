@@ -1,0 +1,1 @@
+"""One module per source of images and captions; each exports one `SOURCE`."""

@@ -1,0 +1,74 @@
+"""`genlip plan`: what a recipe comes to, with its arithmetic, as far as the stages before it exist."""
+
+import os
+from pathlib import Path
+
+from jobs.console import say
+from jobs.recipe import Recipe
+from pipeline.funnel import read_funnel
+from pipeline.sources import plan_units
+from pipeline.store import Store
+from train.recipe import TOKENIZER_FOLDER
+
+
+def plan_run(recipe: Recipe) -> int:
+    """Print the plan of each stage. Starts and writes nothing."""
+    for line in [*_ingest_lines(recipe), *_shard_lines(recipe), *_train_lines(recipe)]:
+        say(line)
+    return 0
+
+
+def _ingest_lines(recipe: Recipe) -> list[str]:
+    spec = recipe.ingest
+    units = plan_units(spec.source, spec.unit_samples)
+    store = Store(recipe.store)
+    num_rows, num_files = sum(unit.num_rows for unit in units), len({unit.file for unit in units})
+    committed = len(store.names("ledger", ".parquet"))
+    lines = [
+        f"ingest     {num_rows:,} rows in {num_files:,} files ÷ {spec.unit_samples:,} rows a unit"
+        f" = {len(units):,} units; {committed:,} committed, {len(units) - committed:,} to do",
+        f"fetch      {spec.fetch.in_flight} downloads at a time in a unit, {spec.fetch.timeout_s:g} s each"
+        f" and {spec.fetch.retries} retries; a unit of time-outs alone takes"
+        f" {spec.unit_samples:,} ÷ {spec.fetch.in_flight} × {spec.fetch.timeout_s:g} s"
+        f" = {spec.unit_samples / spec.fetch.in_flight * spec.fetch.timeout_s:,.0f} s",
+    ]
+    if committed:
+        funnel = read_funnel(store)
+        lines.append(
+            f"so far     {funnel.seen:,} seen = {funnel.success:,} success + {funnel.num_rejected:,} rejected"
+            f" + {funnel.num_failed:,} failed; {funnel.success / max(funnel.seen, 1):.1%} kept"
+        )
+    return lines
+
+
+def _shard_lines(recipe: Recipe) -> list[str]:
+    spec = recipe.shards
+    where = f"shards/{spec.name}"
+    if Store(recipe.store).exists(f"{where}/index.parquet"):
+        return [f"shards     {where} is written ({spec.shard_samples:,} samples a shard, {spec.holdout:.0%} held out)"]
+    return [
+        f"shards     {where}: {spec.shard_samples:,} samples a shard,"
+        f" {spec.holdout:.0%} of the distinct images held out"
+    ]
+
+
+def _train_lines(recipe: Recipe) -> list[str]:
+    if not Store(recipe.store).exists(f"shards/{recipe.shards.name}/index.parquet"):
+        return ["train      known when the shards are written: genlip ingest RECIPE"]
+    run_dir = recipe.run_dir
+    if not (run_dir / TOKENIZER_FOLDER).exists():
+        return ["train      known when the captions are counted: genlip tokenizer RECIPE"]
+    return _planned_training(recipe, run_dir)
+
+
+def _planned_training(recipe: Recipe, run_dir: Path) -> list[str]:
+    # Here, because these load torch, which the stages before do not need.
+    import torch
+
+    from train.plan import plan_lines
+    from train.recipe import TrainJob
+    from train.setup import set_up
+
+    workers = recipe.run.workers or torch.cuda.device_count() or os.cpu_count() or 1
+    job = TrainJob.model_validate(recipe.model_dump(mode="json"))
+    return plan_lines(set_up(run_dir, job), workers)

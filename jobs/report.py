@@ -1,0 +1,163 @@
+"""`genlip report`: one HTML file that says what a run took in, learned and cost, and how to repeat each step."""
+
+import base64
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jobs.captions import CAPTIONS_FILE
+from jobs.charts import BLUE, GREEN, GREY, ORANGE, RED, bars, line_chart
+from jobs.console import duration, say
+from jobs.evaluation import EVAL_FILE, eval_rows
+from jobs.recipe import Recipe
+from jobs.runs import read_run
+from pipeline.funnel import read_funnel
+from pipeline.store import Store
+from train.metrics import read_metrics
+
+REPORT_FILE = "report.html"
+STEPS_FILE = "steps.json"
+"""Commands and their seconds, where something such as the demo has recorded them."""
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1d2129;max-width:1000px;margin:2rem auto;padding:0 1rem}
+h1{margin-bottom:0}h2{margin-top:2.2rem;border-bottom:1px solid #e3e6ea}
+.tiles{display:flex;flex-wrap:wrap;gap:12px}.tile{background:#f5f7f9;border-radius:8px;padding:10px 16px}
+.tile b{display:block;font-size:1.4rem}table{border-collapse:collapse}
+td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top}.number{text-align:right;white-space:nowrap}
+.bars{width:100%}.bar{width:45%}.bar span{display:block;height:14px;border-radius:3px;min-width:1px}
+svg{width:100%;height:auto;font-size:11px;fill:#5a606b}.charts{display:grid;grid-template-columns:1fr 1fr;gap:20px}
+figure{margin:0}figcaption{color:#5a606b}img{max-width:100%;border:1px solid #e3e6ea}
+pre{background:#f5f7f9;padding:12px;border-radius:8px;overflow-x:auto}.note{color:#5a606b}
+"""
+
+
+def write_report(run_dir: Path) -> int:
+    """Write RUN/report.html from what the run folder and the store hold. Returns the exit code."""
+    recipe = read_run(run_dir)
+    sections = [
+        _headline(run_dir, recipe),
+        _funnel(recipe),
+        _training(run_dir),
+        _evaluation(run_dir),
+        _captions(run_dir),
+        _repeat(run_dir, recipe),
+    ]
+    title = f"genlip run {escape(recipe.name)}"
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>{"".join(sections)}</body></html>\n'
+    )
+    path = run_dir / REPORT_FILE
+    path.write_text(page, encoding="utf-8")
+    say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, one file)")
+    return 0
+
+
+def _headline(run_dir: Path, recipe: Recipe) -> str:
+    tiles = []
+    metrics = read_metrics(run_dir)
+    if metrics:
+        tiles.append(("samples seen", f"{metrics[-1]['samples']:,}"))
+        tiles.append(("last loss, nats per token", f"{metrics[-1]['loss']:.3f}"))
+    result = _read_json(run_dir / EVAL_FILE)
+    if result:
+        tiles.append(("held-out loss, nats per token", f"{result['caption_loss']['nats_per_token']:.3f}"))
+        zero_shot, retrieval = result["zero_shot"], result["retrieval"]
+        if zero_shot:
+            top1 = zero_shot.get("captions_gain_top1", zero_shot["names_gain_top1"])
+            tiles.append((f"zero-shot top-1 (chance {zero_shot['chance']:.1%})", f"{top1:.1%}"))
+        chance = retrieval["image_to_text_r5_chance"]
+        tiles.append((f"image → text R@5 (chance {chance:.1%})", f"{retrieval['image_to_text_r5']:.1%}"))
+    boxes = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in tiles)
+    return f'<h1>{escape(recipe.name)}</h1><p class="note">{escape(str(run_dir))}</p><div class="tiles">{boxes}</div>'
+
+
+def _funnel(recipe: Recipe) -> str:
+    funnel = read_funnel(Store(recipe.store))
+    rows = [("seen", funnel.seen, GREY), ("success", funnel.success, GREEN)]
+    rows.append(("rejected", funnel.num_rejected, ORANGE))
+    rows += [(f"    {reason}", count, ORANGE) for reason, count in funnel.rejected.items()]
+    rows.append(("failed", funnel.num_failed, RED))
+    rows += [(f"    {reason}", count, RED) for reason, count in funnel.failed.items()]
+    sums = (
+        f"{funnel.seen:,} seen = {funnel.success:,} success + {funnel.num_rejected:,} rejected"
+        f" + {funnel.num_failed:,} failed"
+    )
+    return f'<h2>What came in</h2><p class="note">{sums}</p>{bars(rows)}{_selection(recipe)}'
+
+
+def _selection(recipe: Recipe) -> str:
+    store, name = Store(recipe.store), f"selection/{recipe.shards.name}.parquet"
+    if not store.exists(name):
+        return ""
+    found = store.read_table(name, ["fate"])["fate"].value_counts().to_pylist()
+    counts = sorted(((entry["values"], entry["counts"]) for entry in found), key=lambda pair: -pair[1])
+    total = sum(count for _, count in counts)
+    rows = [("stored", total, GREY), *((fate, count, BLUE) for fate, count in counts)]
+    return f"<h3>What became of the stored samples</h3>{bars(rows)}"
+
+
+def _training(run_dir: Path) -> str:
+    metrics = read_metrics(run_dir)
+    if not metrics:
+        return "<h2>Training</h2><p>not trained yet</p>"
+    xs = [entry["samples"] for entry in metrics]
+    charts = [
+        line_chart(xs, [entry[name] for entry in metrics], "samples seen", title)
+        for name, title in (
+            ("loss", "training loss, nats per token"),
+            ("lr", "learning rate"),
+            ("samples_per_s", "samples per second"),
+            ("data_wait", "share of time waiting for data"),
+        )
+    ]
+    return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>'
+
+
+def _evaluation(run_dir: Path) -> str:
+    result = _read_json(run_dir / EVAL_FILE)
+    if not result:
+        return ""
+    head, *rows = eval_rows(result)
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = []
+    for name, *numbers in rows:
+        line = "".join(f'<td class="number">{escape(number)}</td>' for number in numbers)
+        lines.append(f"<tr><td>{escape(name)}</td>{line}</tr>")
+    return (
+        f"<h2>What it learned</h2><p class='note'>{result['num_images']} held-out images, never trained on;"
+        f" checkpoint {escape(result['checkpoint'])}</p><table><tr>{cells}</tr>{''.join(lines)}</table>"
+    )
+
+
+def _captions(run_dir: Path) -> str:
+    record = _read_json(run_dir / CAPTIONS_FILE)
+    if not record:
+        return ""
+    sheet = base64.b64encode((run_dir / record["sheet"]).read_bytes()).decode()
+    return (
+        "<h2>What it says</h2><p class='note'>held-out images; grey: the true caption, blue: the model's</p>"
+        f'<img alt="held-out images with true and generated captions" src="data:image/png;base64,{sheet}">'
+    )
+
+
+def _repeat(run_dir: Path, recipe: Recipe) -> str:
+    steps = _read_json(run_dir / STEPS_FILE)
+    if steps:
+        lines = "\n".join(f"{command:<60} # {duration(seconds)}" for command, seconds in steps)
+    else:
+        verbs = [f"genlip {verb} RECIPE" for verb in ("ingest", "tokenizer", "train")]
+        lines = "\n".join([*verbs, *(f"genlip {verb} {run_dir}" for verb in ("eval", "caption", "report"))])
+    content = json.dumps(recipe.model_dump(mode="json"), indent=1)
+    environment = json.dumps(_read_json(run_dir / "environment.json"), indent=1)
+    return (
+        f"<h2>How to repeat it</h2><pre>{escape(lines)}</pre>"
+        f"<details><summary>the resolved recipe</summary><pre>{escape(content)}</pre></details>"
+        f"<details><summary>versions</summary><pre>{escape(environment)}</pre></details>"
+    )
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

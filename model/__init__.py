@@ -1,0 +1,38 @@
+"""GenLIP: generative language-image pretraining of a Vision Transformer. See README.md in this folder."""
+
+from .batch import EncodedSample, PackedRows, pack_rows
+from .configuration_genlip import GenLIPConfig, list_presets
+from .counting import count_parameters, flops_per_sample
+from .errors import ModelError
+from .generation import generate, generate_ids
+from .modeling_genlip import GenLIP, LossOutput
+from .processing_genlip import ImageProcessor, load_rgb
+from .scoring import score_captions, score_unconditional
+from .tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from .weights import LoadedModel, load_model, save_model
+
+__all__ = [
+    "EncodedSample",
+    "GenLIP",
+    "GenLIPConfig",
+    "HFTokenizer",
+    "ImageProcessor",
+    "LoadedModel",
+    "LossOutput",
+    "ModelError",
+    "PackedRows",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "count_parameters",
+    "flops_per_sample",
+    "generate",
+    "generate_ids",
+    "list_presets",
+    "load_model",
+    "load_rgb",
+    "load_tokenizer",
+    "pack_rows",
+    "save_model",
+    "score_captions",
+    "score_unconditional",
+]

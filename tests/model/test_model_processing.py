@@ -1,0 +1,201 @@
+"""Image preprocessing against the official processors, and every kind of image file."""
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from model import ImageProcessor, ModelError, load_rgb
+
+GOLDEN = Path(os.environ.get("GENLIP_GOLDEN", Path(__file__).parents[1] / "golden" / "genlip"))
+FOLDER = GOLDEN / "preprocess"
+NATIVE = ImageProcessor(mode="native")
+
+
+def to_u8(normalised: torch.Tensor) -> np.ndarray[Any, Any]:
+    return ((normalised / 2 + 0.5) * 255).round().to(torch.uint8).numpy()
+
+
+def to_patches(pixels: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    """[3, H, W] to [patches, 3, size, size], spelled out."""
+    rows, columns = pixels.shape[1] // size, pixels.shape[2] // size
+    cut = [pixels[:, r * size : (r + 1) * size, c * size : (c + 1) * size] for r in range(rows) for c in range(columns)]
+    return np.stack(cut)
+
+
+def test_stage_1_resize_is_exact() -> None:
+    expected = load_file(FOLDER / "outputs.safetensors")["stage1.pixel_values_u8"][0].numpy()
+    patches, grid = ImageProcessor().patches(load_rgb(FOLDER / "input.png"))
+    assert grid == (14, 14)
+    assert np.array_equal(patches, to_patches(expected, 16))
+    assert patches.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("file", "tag", "grid"), [("input", "stage2", (8, 13)), ("tiny", "tiny", (4, 5))])
+def test_native_resize_is_exact(file: str, tag: str, grid: tuple[int, int]) -> None:
+    outputs = load_file(FOLDER / "outputs.safetensors")
+    assert tuple(outputs[f"{tag}.image_grid_thw"][0, 1:].tolist()) == grid
+    patches, actual_grid = NATIVE.patches(load_rgb(FOLDER / f"{file}.png"))
+    assert actual_grid == grid
+    assert np.array_equal(patches, to_u8(outputs[f"{tag}.pixel_values"]))
+
+
+def test_native_resize_of_a_big_image_is_exact() -> None:
+    outputs = load_file(FOLDER / "outputs.safetensors")
+    patches, grid = NATIVE.patches(load_rgb((FOLDER / "big.png").read_bytes()))
+    assert grid == (30, 33)
+    assert np.array_equal(patches[:16], outputs["big.first16_u8"].numpy())
+    assert np.array_equal(patches[-16:], outputs["big.last16_u8"].numpy())
+    hashes = json.loads((FOLDER / "hashes.json").read_text())
+    assert hashlib.sha256(patches.tobytes()).hexdigest() == hashes["big_all_patches_u8_sha256"]
+
+
+def test_grids_of_many_sizes_are_official() -> None:
+    table = json.loads((FOLDER / "smart_resize.json").read_text())
+    processor = ImageProcessor("native", min_pixels=table["min_pixels"], max_pixels=table["max_pixels"])
+    for height, width, new_height, new_width in table["rows_h_w_H_W"]:
+        if new_height is None:
+            with pytest.raises(ModelError, match="more than 200 times"):
+                processor.grid(width, height)
+        else:
+            assert processor.grid(width, height) == (new_height // 16, new_width // 16), (height, width)
+
+
+def test_golden_samples_come_from_their_images() -> None:
+    """The same images through both modes at toy sizes."""
+    samples = load_file(GOLDEN / "samples.safetensors")
+    settings = json.loads((FOLDER / "pipeline.json").read_text())
+    square = ImageProcessor("square", image_px=settings["stage1"]["size"])
+    budget = settings["navit"]
+    native = ImageProcessor("native", min_pixels=budget["min_pixels"], max_pixels=budget["max_pixels"])
+    for number in range(3):
+        image = load_rgb(FOLDER / f"sample{number}.png")
+        expected = to_u8(samples[f"stage1.{number}.pixel_values"][0])
+        assert np.array_equal(square.patches(image)[0], to_patches(expected, 16))
+        assert np.array_equal(native.patches(image)[0], to_u8(samples[f"navit.{number}.pixel_values"]))
+
+
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000))
+def test_native_grid_respects_the_pixel_budget(width: int, height: int) -> None:
+    if max(width, height) > 200 * min(width, height):
+        with pytest.raises(ModelError):
+            NATIVE.grid(width, height)
+        return
+    rows, columns = NATIVE.grid(width, height)
+    assert min(rows, columns) >= 1
+    # A side of one patch cannot shrink further, so only then may the area exceed the budget.
+    assert rows * columns * 256 <= NATIVE.max_pixels or min(rows, columns) == 1
+    assert rows * columns * 256 >= NATIVE.min_pixels
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), mode=st.sampled_from(["square", "native"]))
+def test_patches_have_the_planned_grid_and_array_equals_image(width: int, height: int, mode: Any) -> None:
+    processor = ImageProcessor(mode, image_px=24, patch_size=8, min_pixels=256, max_pixels=2048)
+    pixels = np.random.default_rng(width * 91 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    patches, grid = processor.patches(pixels)
+    assert grid == processor.grid(width, height)
+    assert patches.shape == (grid[0] * grid[1], 3, 8, 8)
+    assert patches.dtype == np.uint8
+    assert np.array_equal(patches, processor.patches(Image.fromarray(pixels))[0])
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_alpha_is_composited_on_white() -> None:
+    rgba = Image.new("RGBA", (1, 3))
+    rgba.putdata([(200, 0, 0, 0), (200, 0, 0, 255), (0, 0, 0, 128)])
+    assert np.asarray(load_rgb(encode(rgba, "PNG")))[:, 0].tolist() == [[255] * 3, [200, 0, 0], [127] * 3]
+    grey = Image.new("LA", (1, 1), (10, 0))
+    assert load_rgb(encode(grey, "PNG")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_palettes_with_and_without_transparency() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([9, 8, 7, 60, 50, 40])
+    palette.putdata([0, 1])
+    opaque, clear = load_rgb(encode(palette, "PNG")), load_rgb(encode(palette, "PNG", transparency=1))
+    assert np.asarray(opaque).tolist() == [[[9, 8, 7], [60, 50, 40]]]
+    assert np.asarray(clear).tolist() == [[[9, 8, 7], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "L"), ("PNG", "1"), ("JPEG", "CMYK"), ("JPEG", "L")])
+def test_other_modes_become_rgb(kind: str, mode: str) -> None:
+    white = Image.new("RGB", (8, 8), "white").convert(mode)
+    loaded = load_rgb(encode(white, kind))
+    assert loaded.mode == "RGB"
+    assert np.asarray(loaded).min() >= 250
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    values = np.array([[0, 256, 32768, 65535]], np.uint16)
+    loaded = np.asarray(load_rgb(encode(Image.fromarray(values), "PNG")))
+    assert loaded[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert load_rgb(encode(Image.new("RGB", (30, 10)), kind, exif=exif)).size == (10, 30)
+
+
+def test_undecodable_bytes_are_refused(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    whole = encode(noise, "JPEG")
+    for broken in (b"", b"not an image", whole[:200], whole[: len(whole) // 2]):
+        with pytest.raises(ModelError, match="cannot be decoded"):
+            load_rgb(broken)
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ModelError, match=r"broken\.png cannot be decoded"):
+        load_rgb(path)
+    with pytest.raises(ModelError, match="no defined range"):
+        load_rgb(Image.new("F", (2, 2)))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (3, 4, 4)])
+def test_arrays_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match=r"uint8 \[height, width, 3\]"):
+        ImageProcessor().patches(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("processor", [NATIVE, ImageProcessor(image_px=64, patch_size=8)])
+def test_dict_round_trip(processor: ImageProcessor) -> None:
+    assert ImageProcessor.from_dict(json.loads(json.dumps(processor.to_dict()))) == processor
+
+
+def test_from_dict_reads_fixed_size_processors_and_refuses_others() -> None:
+    siglip = {"size": {"height": 384, "width": 384}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+    assert ImageProcessor.from_dict(siglip) == ImageProcessor(image_px=384)
+    with pytest.raises(ModelError, match="resample"):
+        ImageProcessor.from_dict({**siglip, "resample": 3})
+    with pytest.raises(ModelError, match="neither 'mode' nor a square 'size'"):
+        ImageProcessor.from_dict({"size": {"shortest_edge": 224}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "crop"}, "'square' or 'native'"),
+        ({"image_px": 100}, "not a multiple"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"mode": "native", "min_pixels": 10, "max_pixels": 5}, "above max_pixels"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        ImageProcessor(**settings)
