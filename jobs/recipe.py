@@ -47,6 +47,17 @@ class Recipe(Section):
         return Path(self.runs) / self.name
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key stands once; the plain loader silently keeps the last of two."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read and check a recipe.
 
@@ -58,10 +69,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         UserError: The file, a key or a value is wrong; all problems are listed at once.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise UserError("the recipe cannot be read", where=str(path), why=error.strerror or str(error)) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("the recipe is not YAML", where=str(path), why=str(error)) from error
     if not isinstance(content, dict):
         raise UserError("the recipe must be a mapping of sections", where=str(path))

@@ -144,7 +144,7 @@ class PackedRows:
 def pack_rows(rows: Sequence[Sequence[EncodedSample]], row_tokens: int) -> PackedRows:
     """Lays the samples of each row one after the other and pads every row to `row_tokens`.
 
-    Positions inside a sample (spec of the official code): the patch at row r, column c has (0, r, c); text token
+    Positions inside a sample, as in the official code: the patch at row r, column c has (0, r, c); text token
     number k, prompt included, has p = max(grid) + k on all three axes.
 
     Raises:

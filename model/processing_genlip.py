@@ -5,6 +5,8 @@ Shape legend: P patches (row-major over the grid), C = 3 channels, p patch side 
 
 import io
 import math
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,18 @@ from PIL import Image, ImageOps
 from .errors import ModelError
 
 MAX_ASPECT_RATIO = 200
+# Pillow's decoders raise any of these for damaged bytes.
+DAMAGED_FILE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 # What `GenLIP` does with uint8 patches; written to preprocessor_config.json for readers of the folder.
 NORMALISATION: dict[str, Any] = {
     "rescale_factor": 1 / 255,
@@ -111,7 +125,7 @@ class ImageProcessor:
         )
 
     def _native_grid(self, width: int, height: int) -> tuple[int, int]:
-        """Paper section on native aspect ratio; rounding is half-to-even, then area is forced into the budget."""
+        """The official stage-2 resize: each side to the nearest patch (half to even), then the area into the budget."""
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
             raise ModelError(
                 f"image of {width}x{height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other; drop it"
@@ -143,8 +157,7 @@ def load_rgb(image: bytes | str | Path | Image.Image) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return _to_rgb(ImageOps.exif_transpose(opened))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow raises any of these for damaged files.
+    except DAMAGED_FILE_ERRORS as error:
         raise ModelError(f"{source} cannot be decoded ({error}); drop the sample or replace the file") from error
 
 

@@ -72,7 +72,7 @@ async def _attempt(session: aiohttp.ClientSession, url: str, spec: FetchSpec) ->
         raise _TryAgain("connection_refused") from None
     except aiohttp.ClientPayloadError:
         raise _TryAgain("truncated") from None
-    except aiohttp.InvalidURL:
+    except (aiohttp.InvalidURL, UnicodeError):  # UnicodeError: a host such as `a..b` that DNS cannot spell
         return Fetched(error="url_invalid")
     except (aiohttp.ClientError, OSError) as error:
         raise _TryAgain(f"connection_{type(error).__name__}") from None

@@ -57,9 +57,13 @@ def decode_rgb(body: bytes, max_pixels: int) -> Pixels:
             if header.format == "JPEG":
                 return _decode_jpeg(body)
             return _decode_with_pillow(header)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
         raise ImageError("not_an_image") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageError("image_too_large") from error
+    except Exception as error:  # damaged files make decoders raise anything, and one must not stop its unit
         raise ImageError("image_undecodable") from error
 
 

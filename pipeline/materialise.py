@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_ENVIRONMENT, UserError
 from pipeline.recipe import ShardSpec
 from pipeline.shards import INDEX_SCHEMA, ShardWriter, index_table
 from pipeline.store import Store, refuse_changes
@@ -63,7 +63,9 @@ def select(store: Store, spec: ShardSpec) -> Selection:
     if not ledgers:
         raise UserError("the store has no committed unit", where=store.root, next_step="run: genlip ingest RECIPE")
     samples = pa.concat_tables(ledgers)
-    keys, images = _repeats(samples["key"]), _repeats(samples["sha256"])
+    keys = _repeats(samples["key"])
+    images = np.zeros(len(keys), dtype=bool)
+    images[~keys] = _repeats(samples["sha256"].filter(pa.array(~keys)))  # a dropped sample is no reason to drop another
     held_out = np.array([_unit_hash(sha256) < spec.holdout for sha256 in samples["sha256"].to_pylist()], dtype=bool)
     fate = np.select([keys, images, held_out], ["duplicate_key", "duplicate_image", "heldout"], "train")
     return Selection(samples.append_column("fate", pa.array(fate.tolist(), pa.string())))
@@ -139,6 +141,13 @@ def _read_parts(store: Store, samples: pa.Table) -> list[bytes]:
         places = list(group)
         bodies = store.read_ranges(tar, [(offsets[i], sizes[i]) for i in places])
         for i, body in zip(places, bodies, strict=True):
+            if len(body) != sizes[i]:
+                raise UserError(
+                    "a raw tar is shorter than its ledger says",
+                    where=store.path(tar),
+                    next_step="delete its unit's file in ledger/ and ingest it again: genlip ingest RECIPE",
+                    exit_code=EXIT_ENVIRONMENT,
+                )
             parts[i] = body
     return parts
 

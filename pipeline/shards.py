@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 IMAGE_EXTENSION = "jpg"
+END_OF_TAR = b"\0" * (2 * tarfile.BLOCKSIZE)
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -68,7 +69,7 @@ class ShardWriter:
 
     def close(self) -> tuple[int, str]:
         """End the archive. Returns its size in bytes and its sha256."""
-        self._append(b"\0" * (2 * tarfile.BLOCKSIZE))
+        self._append(END_OF_TAR)
         return self._num_bytes, self._hash.hexdigest()
 
     def _append(self, block: bytes) -> tuple[int, int]:
@@ -93,7 +94,7 @@ def parse_sample(members: bytes) -> Sample:
     Raises:
         ShardError: The bytes are not the three members of one sample.
     """
-    samples = list(iter_samples(io.BytesIO(members)))
+    samples = list(iter_samples(io.BytesIO(members + END_OF_TAR)))
     if len(samples) != 1:
         raise ShardError(f"expected the members of one sample, found {len(samples)}")
     return samples[0]
@@ -103,7 +104,7 @@ def iter_samples(stream: BinaryIO) -> Iterator[Sample]:
     """The samples of a tar, in order.
 
     Raises:
-        ShardError: The tar is damaged, or a sample lacks a member.
+        ShardError: The tar is damaged or cut short, or a sample lacks a member.
     """
     parts: dict[str, bytes] = {}
     current = ""
@@ -119,6 +120,10 @@ def iter_samples(stream: BinaryIO) -> Iterator[Sample]:
                 parts[extension] = body.read() if body else b""
                 if len(parts[extension]) != member.size:
                     raise ShardError(f"sample {key}: {extension} is cut short")
+            # tarfile takes a damaged header for the end of the archive.
+            stream.seek(tar.offset)
+            if stream.read(len(END_OF_TAR)) != END_OF_TAR:
+                raise ShardError(f"not a whole tar: neither a member nor the end at byte {tar.offset}")
     except tarfile.TarError as error:
         raise ShardError(f"not a readable tar: {error}") from error
     if current:

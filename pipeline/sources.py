@@ -1,6 +1,7 @@
 """URL tables: the deterministic plan of work units, and the rows of one unit."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -72,8 +73,9 @@ def read_rows(unit: Unit, spec: SourceSpec) -> list[Row]:
     with fs.open(path, "rb") as stream:
         table = _slice(pq.ParquetFile(stream), unit)
     # Binary, because a text column may hold bytes that are not UTF-8 and pyarrow would refuse the whole column.
-    for name in (spec.url, spec.caption):
-        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.binary()))
+    for index, column in enumerate(table.schema):
+        if _is_text(column.type):
+            table = table.set_column(index, column.name, table.column(index).cast(pa.binary()))
     return [_row(record, spec) for record in table.to_pylist()]
 
 
@@ -111,7 +113,7 @@ def _checked_num_rows(file: str, spec: SourceSpec) -> int:
     try:
         with fs.open(path, "rb") as stream:
             parquet = pq.ParquetFile(stream)
-            names, num_rows = parquet.schema_arrow.names, parquet.metadata.num_rows
+            schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             "the URL table cannot be read as parquet",
@@ -120,14 +122,23 @@ def _checked_num_rows(file: str, spec: SourceSpec) -> int:
             next_step="write it as parquet, or set another with --set ingest.source.urls=PATH",
         ) from error
     for key, column in (("url", spec.url), ("caption", spec.caption)):
-        if column not in names:
+        found = schema.names.count(column)
+        if found != 1 or not _is_text(schema.field(column).type):
+            problem = "no column" if not found else "several columns" if found > 1 else "no text in its column"
             raise UserError(
-                f"the URL table has no column {column!r}",
+                f"the URL table has {problem} {column!r}",
                 where=file,
-                why=f"its columns are {', '.join(names)}",
+                why=f"its columns are {', '.join(f'{field.name} ({field.type})' for field in schema)}",
                 next_step=f"name the right one with --set ingest.source.{key}=COLUMN",
             )
     return int(num_rows)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column casts to bytes that may be text; a column of nulls does."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in (*text, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null))
 
 
 def _fingerprint(file: str) -> str:
@@ -162,7 +173,10 @@ def _row(record: dict[str, Any], spec: SourceSpec) -> Row:
 
 
 def _plain(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The carried columns, as JSON can hold them."""
+    """The carried columns, as JSON can hold them; a null, or pandas' NaN for one, is left out."""
     for name, value in record.items():
-        if value is not None:
-            yield name, value if isinstance(value, str | int | float | bool) else str(value)
+        if isinstance(value, bytes):
+            yield name, value.decode("utf-8", "replace")
+        elif value is not None and value == value:
+            is_json = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+            yield name, value if is_json else str(value)

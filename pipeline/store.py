@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,16 @@ FORMAT_VERSION = 1
 
 
 def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path inside it."""
-    fs, path = fsspec.core.url_to_fs(url)
+    """The file system of a URL and the path inside it.
+
+    Raises:
+        UserError: fsspec knows no such protocol, or lacks the package for it.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        next_step = "install the package for it, or use a folder or another URL"
+        raise UserError("no file system for this URL", where=url, why=str(error), next_step=next_step) from error
     return fs, str(path)
 
 
@@ -61,7 +70,7 @@ class Store:
         self._fs.invalidate_cache()
         try:
             found = self._fs.ls(self.path(folder), detail=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         names = (str(path).rsplit("/", 1)[-1] for path in found)
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
@@ -71,9 +80,15 @@ class Store:
         """A stream whose content appears under `name` when the block ends well, and not at all otherwise."""
         final = self.path(name)
         if not self.is_local:
-            # Object stores show an object when its upload is complete.
-            with self._fs.open(final, "wb") as stream:
+            # Object stores show an object when its upload is complete. A remote stream is no use here: closing it,
+            # which an error does as well, completes the upload of what was written so far.
+            with tempfile.NamedTemporaryFile() as stream:
                 yield cast(BinaryIO, stream)
+                stream.flush()
+                try:
+                    self._fs.put_file(stream.name, final)
+                except OSError as error:
+                    raise storage_error(error, final) from error
             return
         folder, base = os.path.split(final)
         temporary = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}.tmp"

@@ -184,7 +184,10 @@ def _process(row: Row, body: bytes, spec: IngestSpec, filters: list[Filter]) -> 
     outcome.sha256 = hashlib.sha256(body).hexdigest()
     candidate = Candidate(row.url, caption, image.original_width, image.original_height)
     for one in filters:
-        reason = one.reject(candidate)
+        try:
+            reason = one.reject(candidate)
+        except Exception as error:  # noqa: BLE001 a filter is a plug-in: its bug costs the row, not the unit
+            return replace(outcome, status=FAILED, error_message=f"filter_{type(error).__name__}"), None
         if reason:
             return replace(outcome, status=REJECTED, error_message=reason), None
     size = {"width": image.width, "height": image.height}

@@ -1,4 +1,4 @@
-"""The recipe as a DeepSpeed engine. One of the two modules that import deepspeed."""
+"""The recipe as a DeepSpeed engine. The only module that imports deepspeed."""
 
 import os
 from dataclasses import dataclass
@@ -26,13 +26,15 @@ class Ranks:
 
 def join_group() -> Ranks:
     """Join the process group that the launcher's environment describes; alone where there is none."""
-    import deepspeed
-
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = "0" if os.environ["WORLD_SIZE"] == "1" else "29500"
     local_rank = int(os.environ["LOCAL_RANK"])
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the import, which would warn that it found no GPU
+    import deepspeed
+
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)

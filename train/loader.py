@@ -27,6 +27,8 @@ class StepBatch:
     num_tokens: int
     flops: int
     """These three are of the whole global batch, as planned."""
+    first_lane: int
+    """Of this rank."""
     micro_batches: list[PackedRows]
     keys: list[str]
     """Of this rank's samples."""
@@ -84,7 +86,8 @@ class Loader:
         batch = [sample for row in self.stream.step_rows(at) for sample in row]
         num_tokens, flops = int(self.stream.tokens_N[batch].sum()), int(self.flops_N[batch].sum())
         keys = [self.samples.keys[sample] for row in self._own_rows(at) for sample in row]
-        return StepBatch(at, len(batch), num_tokens, flops, batches, keys)
+        first_lane = self.rank * (self.stream.lanes // self.world_size)
+        return StepBatch(at, len(batch), num_tokens, flops, first_lane, batches, keys)
 
     def _load(self, rows: list[list[int]]) -> PackedRows:
         encoded = [[one for sample in row if (one := self._encode(sample)) is not None] for row in rows]

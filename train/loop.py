@@ -46,7 +46,7 @@ def fit(
         run_dir: Where checkpoints go.
         tokenizer: Exported with each checkpoint, as is `processor`.
         processor: Exported with each checkpoint.
-        seed: Of DropPath; drawn anew from (seed, step, rank), so that nothing random is state.
+        seed: Of DropPath.
         on_log: Called on the first rank with each logged step.
     """
 
@@ -57,9 +57,8 @@ def fit(
     steps = loader.steps(state.position)
     while state.samples_seen < spec.length:
         batch = next(steps)
-        torch.manual_seed((seed * 1_000_003 + state.step) * 65_537 + ranks.rank)
         lr = learning_rate(state.samples_seen, spec.length, spec.optim)
-        loss = train_step(engine, batch, lr, ranks)
+        loss = train_step(engine, batch, lr, ranks, seed * 1_000_003 + state.step)
         before = state
         after = loader.stream.after(batch.at)
         state = replace(
@@ -81,11 +80,12 @@ def fit(
     return state
 
 
-def train_step(engine: Any, batch: StepBatch, lr: float, ranks: Ranks) -> float:
+def train_step(engine: Any, batch: StepBatch, lr: float, ranks: Ranks, seed: int) -> float:
     """One optimiser step on one global batch.
 
     The loss is the sum of the token losses of the global batch over its number of labelled tokens, whatever the
-    number of ranks and micro-batches.
+    number of ranks and micro-batches. DropPath draws from (seed, lane), so it is the same too on any number of ranks,
+    and nothing random is state.
 
     Returns:
         That loss, the same on all ranks.
@@ -102,6 +102,8 @@ def train_step(engine: Any, batch: StepBatch, lr: float, ranks: Ranks) -> float:
     scale = ranks.world_size * len(batch.micro_batches) / max(1, int(num_labels))
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
     for number, rows in enumerate(batch.micro_batches, start=1):
+        lane = batch.first_lane + (number - 1) * len(rows.input_ids_BS)
+        torch.manual_seed(seed * 65_537 + lane)
         loss_sum = engine(rows.to(ranks.device)).loss_sum
         engine.backward(loss_sum * scale)
         total += loss_sum.detach()

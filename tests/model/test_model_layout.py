@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from model import EncodedSample, GenLIP, GenLIPConfig, ModelError, PackedRows, pack_rows
 
-RULES = Path(__file__).parents[1] / "golden" / "genlip" / "data_rules.json"
+GOLDEN = Path(os.environ.get("GENLIP_GOLDEN", Path(__file__).parents[1] / "golden" / "genlip"))
 VOCAB = 40
 CONFIG = GenLIPConfig(
     hidden_size=24,
@@ -56,7 +57,7 @@ def row_length(rows: list[list[EncodedSample]], extra: int = 0) -> int:
 
 
 def template_cases() -> list[Any]:
-    cases = json.loads(RULES.read_text())["template_cases"]
+    cases = json.loads((GOLDEN / "data_rules.json").read_text())["template_cases"]
     single_turn = {name: case for name, case in cases.items() if len(case["conversation"]) == 2}
     return [pytest.param(case, id=name) for name, case in single_turn.items()]
 
@@ -65,10 +66,7 @@ def template_cases() -> list[Any]:
 def test_template_rules(case: dict[str, Any]) -> None:
     """One user and one assistant turn, with the byte tokenizer of the golden files."""
     prompt, caption = (
-        "".join(text for kind, text in zip(turn[1::2], turn[2::2], strict=False) if kind == "text")
-        if isinstance(turn[1], str)
-        else "".join(part[1] for part in turn[1:] if part[0] == "text")
-        for turn in case["conversation"]
+        "".join(text for kind, text in parts if kind == "text") for _role, *parts in case["conversation"]
     )
     prompt_ids = list(prompt.strip().encode())
     caption_ids = [*caption.strip().encode(), 258, 10]

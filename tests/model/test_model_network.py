@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,8 @@ from model import (
 )
 from model.layers import DropPath
 
-INIT_STATISTICS = json.loads((Path(__file__).parents[1] / "golden" / "genlip" / "log.json").read_text())["identity"][
-    "init_stats_hidden192"
-]
+GOLDEN = Path(os.environ.get("GENLIP_GOLDEN", Path(__file__).parents[1] / "golden" / "genlip"))
+INIT_STATISTICS = json.loads((GOLDEN / "log.json").read_text())["identity"]["init_stats_hidden192"]
 
 
 def official_shapes(d: int, inner: int, t: int, num_layers: int) -> dict[str, list[int]]:

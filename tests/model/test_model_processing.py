@@ -1,5 +1,6 @@
 """Image preprocessing against the official processors, and every kind of image file."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
@@ -165,6 +166,19 @@ def test_undecodable_bytes_are_refused(tmp_path: Path) -> None:
         load_rgb(path)
     with pytest.raises(ModelError, match="no defined range"):
         load_rgb(Image.new("F", (2, 2)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]),
+    changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_damaged_bytes_give_an_image_or_a_model_error(kind: str, changes: list[tuple[float, int]]) -> None:
+    data = bytearray(encode(Image.linear_gradient("L").resize((32, 32)).convert("RGB"), kind))
+    for where, value in changes:
+        data[int(where * len(data))] = value
+    with contextlib.suppress(ModelError):
+        assert load_rgb(bytes(data)).mode == "RGB"
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (3, 4, 4)])

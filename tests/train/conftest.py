@@ -1,0 +1,41 @@
+"""A small real store, made as `genlip ingest` makes it but in a plain loop, and run folders on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from train_runs import begin_run, small_recipe
+
+from jobs.demo.corpus import FIXTURES, read_corpus
+from jobs.demo.server import start_server
+from jobs.demo.urls import write_url_table
+from pipeline.materialise import begin_dataset, finish_dataset, plan_shards, select, write_shard
+from pipeline.sources import plan_units, record_plan
+from pipeline.store import open_store
+from pipeline.work import run_unit
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the store of the shipped fixtures: shards `demo` and `demo-heldout`."""
+    folder = tmp_path_factory.mktemp("small")
+    with start_server(FIXTURES) as base_url:
+        write_url_table(read_corpus(FIXTURES), base_url, folder / "urls.parquet", seed=0)
+        recipe = small_recipe(folder, folder)
+        units = plan_units(recipe.ingest.source, recipe.ingest.unit_samples)
+        store = open_store(recipe.store, recipe.ingest.content())
+        record_plan(store, units)
+        for unit in units:
+            assert run_unit(unit, recipe.ingest, store).committed
+    selection = select(store, recipe.shards)
+    jobs = plan_shards(selection, recipe.shards, recipe.seed)
+    for job in begin_dataset(store, jobs, recipe.shards, recipe.seed):
+        write_shard(job, store)
+    finish_dataset(store, jobs, selection)
+    return folder
+
+
+@pytest.fixture
+def make_run(small_store: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Begin a run folder on the small store; the recipe is tmp_path/recipe.yaml plus the overrides."""
+    return lambda *overrides: begin_run(small_recipe(small_store, tmp_path, *overrides))
