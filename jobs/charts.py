@@ -28,7 +28,8 @@ def line_chart(xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: 
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
     for x in x_ticks:
         at, _ = place(x, y_low)
-        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:,.0f}</text>')
+        anchor = "end" if at > WIDTH - 3 * RIGHT else "middle"
+        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{x:,.0f}</text>')
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, xs, ys))
     parts.append(f'<polyline points="{points}" fill="none" stroke="{BLUE}" stroke-width="2"/>')
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 2}" text-anchor="middle">{escape(x_label)}</text>')
@@ -39,14 +40,16 @@ def line_chart(xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: 
 
 
 def bars(rows: Sequence[tuple[str, int, str]]) -> str:
-    """Horizontal bars, each (label, count, colour), on the scale of the largest."""
+    """Horizontal bars, each (label, count, colour); the first is the whole. Labels indented by spaces are parts."""
     largest = max((count for _, count, _ in rows), default=1) or 1
     total = rows[0][1] if rows else 1
     lines = []
     for label, count, colour in rows:
         width = 100 * count / largest
+        kind = ' class="part"' if label.startswith(" ") else ""
         lines.append(
-            f'<tr><td>{escape(label)}</td><td class="number">{count:,}</td><td class="number">{count / total:.1%}</td>'
+            f"<tr><td{kind}>{escape(label.strip())}</td>"
+            f'<td class="number">{count:,}</td><td class="number">{count / total:.1%}</td>'
             f'<td class="bar"><span style="width:{width:.2f}%;background:{colour}"></span></td></tr>'
         )
     return f'<table class="bars">{"".join(lines)}</table>'

@@ -12,7 +12,7 @@ from pipeline.materialise import HELDOUT_SUFFIX
 from pipeline.store import Store
 from train.checkpoint import COMMITTED, latest_checkpoint
 from train.evaluate import MAX_SCANNED, Labelled, evaluate, read_labelled, require_heldout
-from train.stream import read_samples
+from train.stream import index_name, read_samples
 
 EVAL_FILE = "eval.json"
 
@@ -28,7 +28,8 @@ def read_heldout(run_dir: Path, limit: int) -> list[Labelled]:
     """The first held-out samples of a run's dataset, in the shards' shuffled order."""
     recipe = read_run(run_dir)
     dataset = recipe.shards.name + HELDOUT_SUFFIX
-    heldout = read_labelled(read_samples(Store(recipe.store), dataset), limit)
+    store = Store(recipe.store)
+    heldout = read_labelled(read_samples(store, dataset), limit) if store.exists(index_name(dataset)) else []
     require_heldout(heldout, dataset)
     return heldout
 

@@ -26,6 +26,7 @@ h1{margin-bottom:0}h2{margin-top:2.2rem;border-bottom:1px solid #e3e6ea}
 .tiles{display:flex;flex-wrap:wrap;gap:12px}.tile{background:#f5f7f9;border-radius:8px;padding:10px 16px}
 .tile b{display:block;font-size:1.4rem}table{border-collapse:collapse}
 td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top}.number{text-align:right;white-space:nowrap}
+.part{padding-left:1.6em;color:#5a606b}
 .bars{width:100%}.bar{width:45%}.bar span{display:block;height:14px;border-radius:3px;min-width:1px}
 svg{width:100%;height:auto;font-size:11px;fill:#5a606b}.charts{display:grid;grid-template-columns:1fr 1fr;gap:20px}
 figure{margin:0}figcaption{color:#5a606b}img{max-width:100%;border:1px solid #e3e6ea}
@@ -66,8 +67,10 @@ def _headline(run_dir: Path, recipe: Recipe) -> str:
         tiles.append(("held-out loss, nats per token", f"{result['caption_loss']['nats_per_token']:.3f}"))
         zero_shot, retrieval = result["zero_shot"], result["retrieval"]
         if zero_shot:
-            top1 = zero_shot.get("captions_gain_top1", zero_shot["names_gain_top1"])
-            tiles.append((f"zero-shot top-1 (chance {zero_shot['chance']:.1%})", f"{top1:.1%}"))
+            top1 = zero_shot.get("captions_likelihood_top1", zero_shot["names_likelihood_top1"])
+            tiles.append(
+                (f"zero-shot top-1 of {zero_shot['num_classes']} (chance {zero_shot['chance']:.1%})", f"{top1:.1%}")
+            )
         chance = retrieval["image_to_text_r5_chance"]
         tiles.append((f"image → text R@5 (chance {chance:.1%})", f"{retrieval['image_to_text_r5']:.1%}"))
     boxes = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in tiles)

@@ -3,3 +3,5 @@
 
 class ModelError(ValueError):
     """Bad input to the model package; the message says what, where, why and what to do next."""
+
+    exit_code = 2  # what a command line ends with: wrong input

@@ -4,7 +4,10 @@ A filter returns the reason for which it says no, or None. Saying no is `rejecte
 """
 
 import difflib
-from collections.abc import Callable
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +47,17 @@ def register(name: str) -> Callable[[type[Filter]], type[Filter]]:
         return filter_class
 
     return add
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import modules that register filters; a module that cannot be imported is a ValueError."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `python -m` has it, the installed command has not
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"the plug-in {module!r} cannot be imported: {error}") from error
 
 
 def build_filter(name: str, parameters: dict[str, Any]) -> Filter:

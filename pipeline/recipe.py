@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipeline.filters import FILTERS, Filter, build_filter
+from pipeline.filters import FILTERS, Filter, build_filter, import_plugins
 
 
 class Section(BaseModel):
@@ -66,9 +66,17 @@ class IngestSpec(Section):
     """Rows in one work unit: what is committed, retried and lost at most by a kill."""
     fetch: FetchSpec = FetchSpec()
     image: ImageSpec = ImageSpec()
+    plugins: tuple[str, ...] = ()
+    """Modules to import first, because they register filters; looked for in the working directory too."""
     filters: tuple[dict[str, dict[str, Any] | None], ...] = ()
     """Filters in order, each as `name: {parameters}`. The first that says no gives the reason."""
     accept_unit_if: AcceptUnitSpec = AcceptUnitSpec()
+
+    @field_validator("plugins")
+    @classmethod
+    def _plugins_import(cls, modules: tuple[str, ...]) -> tuple[str, ...]:
+        import_plugins(modules)
+        return modules
 
     @field_validator("filters")
     @classmethod
@@ -84,6 +92,7 @@ class IngestSpec(Section):
 
     def build_filters(self) -> list[Filter]:
         """The recipe's filters, ready to be asked."""
+        import_plugins(self.plugins)  # again, because this may be another process than the one that read the recipe
         return [build_filter(name, parameters or {}) for entry in self.filters for name, parameters in entry.items()]
 
     def content(self) -> dict[str, Any]:

@@ -4,11 +4,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from jobs.demo.corpus import FIXTURES, read_corpus
 from jobs.demo.server import start_server
 from jobs.demo.urls import write_url_table
 from pipeline.recipe import AcceptUnitSpec, FetchSpec, IngestSpec, SourceSpec
+
+
+# Shared cores: an example that is slow once says nothing.
+settings.register_profile("genlip", deadline=None)
+settings.load_profile("genlip")
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +48,7 @@ def ingest_spec() -> Callable[..., IngestSpec]:
         return IngestSpec(
             source=SourceSpec(urls=str(urls)),
             unit_samples=unit_samples,
-            fetch=FetchSpec(timeout_s=1.0, retries=1, in_flight=32),
+            fetch=FetchSpec(timeout_s=2.0, retries=1, in_flight=32),
             accept_unit_if=AcceptUnitSpec(fetched_at_least=fetched_at_least),
         )
 

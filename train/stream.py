@@ -47,13 +47,18 @@ class SampleTable:
         return hashlib.sha256("".join(self.keys).encode()).hexdigest()[:16]
 
 
+def index_name(dataset: str) -> str:
+    """The file without which a dataset does not exist."""
+    return f"shards/{dataset}/index.parquet"
+
+
 def read_samples(store: Store, dataset: str) -> SampleTable:
     """Load a dataset's index.
 
     Raises:
         UserError: The store has no such dataset.
     """
-    name = f"shards/{dataset}/index.parquet"
+    name = index_name(dataset)
     if not store.exists(name):
         raise UserError("the store has no such shards", where=store.path(name), next_step="run: genlip ingest RECIPE")
     columns = store.read_table(name).to_pydict()

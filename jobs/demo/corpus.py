@@ -20,6 +20,7 @@ from jobs.demo.images import Picture, UnusableImage, load_picture
 from jobs.demo.registry import Package, get_package
 from jobs.demo.sources import fluent, ifct, landscapes, openclipart, tuxpaint
 from jobs.demo.sources.record import Record, Source, squash
+from pipeline.errors import EXIT_USAGE
 
 Tier = Literal["small", "full", "fixtures"]
 SOURCES: dict[str, tuple[Source, ...]] = {
@@ -46,6 +47,8 @@ SCHEMA = pa.schema(
 
 class CorpusError(ValueError):
     """A folder is not a usable corpus; the message says what, where and what to do."""
+
+    exit_code = EXIT_USAGE
 
 
 @dataclass(frozen=True)

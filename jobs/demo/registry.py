@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from pipeline.errors import EXIT_ENVIRONMENT
+
 TIMEOUT_S = 300.0
 # npm's own defaults wait more than a minute before they give up on a registry that is not there.
 NPM_FLAGS = ("--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000")
@@ -27,6 +29,8 @@ class RegistryUnavailable(RuntimeError):
         why: the reason, in the client's own words where there are any.
         next_step: what the user can do.
     """
+
+    exit_code = EXIT_ENVIRONMENT
 
     def __init__(self, what: str, why: str, next_step: str) -> None:
         super().__init__(f"cannot get {what}: {why}. Next: {next_step}")

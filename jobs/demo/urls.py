@@ -9,6 +9,8 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.demo.corpus import CorpusError
+
 MIN_IMAGES = 20
 ROWS_PER_GROUP = 500
 REFUSING_URL = "http://127.0.0.1:1"  # nothing listens on port 1
@@ -67,14 +69,14 @@ def write_url_table(corpus: pa.Table, base_url: str, path: Path, seed: int) -> U
         seed: decides which images get bad rows, and the order of all rows.
 
     Raises:
-        ValueError: fewer than `MIN_IMAGES` images, or the corpus has a column `url` or `expected`.
+        CorpusError: fewer than `MIN_IMAGES` images, or the corpus has a column `url` or `expected`.
     """
     if corpus.num_rows < MIN_IMAGES:
-        raise ValueError(
+        raise CorpusError(
             f"the corpus has {corpus.num_rows} images; a URL table with bad rows needs {MIN_IMAGES} or more"
         )
     if taken := {"url", "expected"} & set(corpus.column_names):
-        raise ValueError(f"the corpus has columns {sorted(taken)}, which the URL table writes itself: rename them")
+        raise CorpusError(f"the corpus has columns {sorted(taken)}, which the URL table writes itself: rename them")
     rng = random.Random(seed)
     files = [quote(file.removeprefix("images/")) for file in corpus["file"].to_pylist()]
     good = _good_rows(files, base_url, rng)

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -130,7 +130,7 @@ def test_extreme_aspects(size: tuple[int, int], stored_size: tuple[int, int]) ->
     assert (stored.width, stored.height) == stored_size
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(8, 200))
 def test_scaling_keeps_the_aspect_and_fits(width: int, height: int, longest_side_px: int) -> None:
     body = _encode(Image.new("RGB", (width, height)), "PNG")
@@ -186,20 +186,22 @@ def test_the_pixel_limit_is_inclusive() -> None:
 SEEDS = {name: _encode(_noise(24, 16), name) for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DDS")}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(sorted(SEEDS)),
     st.lists(st.tuples(st.integers(0, 199), st.sampled_from([0, 1, 127, 128, 255])), max_size=6),
     st.integers(1, 4000),
 )
+@example("DDS", [(80, 0)], 4000)  # unknown pixel format: Pillow raises NotImplementedError
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_give_an_image_or_a_reason(image_format: str, edits: list[tuple[int, int]], size: int) -> None:
     body = bytearray(SEEDS[image_format])
     for position, value in edits:
         body[position % len(body)] = value
+    reason = ""
     try:
         stored = transcode(bytes(body[:size]), ImageSpec(max_pixels=1_000_000))
-    except ImageError as error:
-        assert str(error) in ("not_an_image", "image_too_large", "image_undecodable", "image_truncated")
-    else:
         assert 1 <= max(stored.width, stored.height) <= 384
+    except ImageError as error:
+        reason = str(error)
+    assert reason in ("", "not_an_image", "image_too_large", "image_undecodable", "image_truncated")

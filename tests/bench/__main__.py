@@ -1,0 +1,33 @@
+"""Command line of the benchmarks: `python -m tests.bench` lists them, `python -m tests.bench NAME` runs one."""
+
+import argparse
+import importlib
+import sys
+
+from jobs.console import table
+from tests.bench.harness import report
+
+# Name, which is the module's too: options of its own, and what it compares.
+BENCHMARKS = {
+    "ingest": ("[--images N]", "CPU time and speed of downloading and re-encoding images, against img2dataset"),
+    "stream": ("[--samples N]", "samples per second from shards to training batches, against webdataset"),
+}
+
+
+def main() -> int:
+    """Runs the named benchmark, or lists all."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Compares genlip with its peers.")
+    parser.add_argument("name", nargs="?", choices=BENCHMARKS, help="without it, the benchmarks are listed")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    options, own_arguments = parser.parse_known_args()
+    if options.name is None:
+        if own_arguments:
+            parser.error(f"name a benchmark before its options {own_arguments}: one of {', '.join(BENCHMARKS)}")
+        print(table([["benchmark", "options", "compares"], *([name, *texts] for name, texts in BENCHMARKS.items())]))
+        return 0
+    report(importlib.import_module(f"tests.bench.{options.name}").run(own_arguments), as_json=options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Makes the small store that the stream benchmark reads, as `genlip ingest` and `genlip tokenizer` make it, without Ray."""
+
+from pathlib import Path
+
+from jobs.demo.server import start_server
+from jobs.recipe import Recipe, check_recipe
+from pipeline.materialise import begin_dataset, finish_dataset, plan_shards, select, write_shard
+from pipeline.sources import plan_units, record_plan
+from pipeline.store import open_store
+from pipeline.work import run_unit
+from tests.bench.photos import make_photos, write_urls
+from tests.train.train_runs import begin_run
+
+PHOTO_SIDE_PX = (256, 384)
+STORED_SIDE_PX = 256
+SHARD_SAMPLES = 250
+ROW_TOKENS = 16_384
+"""The recipe's default. One lane, so that a step is one row, which is close to the peer's batch of 64 samples."""
+
+
+def make_run(folder: Path, num_images: int) -> Path:
+    """Ingests photos, shards them and counts their captions.
+
+    Returns:
+        The run folder, ready for `train.setup.set_up`.
+    """
+    captions = make_photos(folder / "corpus", num_images, PHOTO_SIDE_PX)
+    recipe = _recipe(folder)
+    store = open_store(recipe.store, recipe.ingest.content())
+    with start_server(folder / "corpus") as base_url:
+        write_urls(folder / "urls.parquet", base_url, captions)
+        units = plan_units(recipe.ingest.source, recipe.ingest.unit_samples)
+        record_plan(store, units)
+        for unit in units:
+            run_unit(unit, recipe.ingest, store)
+    selection = select(store, recipe.shards)
+    jobs = plan_shards(selection, recipe.shards, recipe.seed)
+    for job in begin_dataset(store, jobs, recipe.shards, recipe.seed):
+        write_shard(job, store)
+    finish_dataset(store, jobs, selection)
+    return begin_run(recipe)
+
+
+def _recipe(folder: Path) -> Recipe:
+    content = {
+        "name": "stream",
+        "store": str(folder / "store"),
+        "runs": str(folder / "runs"),
+        "ingest": {
+            "source": {"urls": str(folder / "urls.parquet")},
+            "image": {"longest_side_px": STORED_SIDE_PX},
+        },
+        "shards": {"name": "bench", "shard_samples": SHARD_SAMPLES},
+        "train": {"length": 1, "lanes": 1, "row_tokens": ROW_TOKENS},
+    }
+    return check_recipe(content, "the stream benchmark's recipe")
