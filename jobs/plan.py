@@ -7,7 +7,7 @@ from jobs.console import say
 from jobs.recipe import Recipe
 from pipeline.funnel import read_funnel
 from pipeline.sources import plan_units
-from pipeline.store import Store
+from pipeline.store import Store, open_store
 from train.recipe import TOKENIZER_FOLDER
 
 
@@ -22,8 +22,10 @@ def _ingest_lines(recipe: Recipe) -> list[str]:
     spec = recipe.ingest
     units = plan_units(spec.source, spec.unit_samples)
     store = Store(recipe.store)
+    if store.exists("store.json"):
+        open_store(recipe.store, spec.content())  # says so if another recipe made it
     num_rows, num_files = sum(unit.num_rows for unit in units), len({unit.file for unit in units})
-    committed = len(store.names("ledger", ".parquet"))
+    committed = len({f"{unit.name}.parquet" for unit in units} & set(store.names("ledger", ".parquet")))
     lines = [
         f"ingest     {num_rows:,} rows in {num_files:,} files ÷ {spec.unit_samples:,} rows a unit"
         f" = {len(units):,} units; {committed:,} committed, {len(units) - committed:,} to do",

@@ -14,6 +14,11 @@ RETRY_STATUS = frozenset({429, 500, 502, 503, 504})
 BACKOFF_S = 0.2
 
 
+def is_answer(reason: str) -> bool:
+    """Whether a failure is the URL's own, rather than of the way there: a 404 is an answer, a time-out is not."""
+    return not reason.startswith(("timeout", "dns", "connection_", "truncated", "http_429", "http_5"))
+
+
 @dataclass(frozen=True)
 class Fetched:
     """The body of an answer, or the reason why there is none."""

@@ -56,7 +56,7 @@ def import_plugins(modules: Iterable[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, SyntaxError) as error:
             raise ValueError(f"the plug-in {module!r} cannot be imported: {error}") from error
 
 

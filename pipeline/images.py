@@ -12,6 +12,9 @@ from pipeline.recipe import ImageSpec
 
 Pixels = NDArray[np.uint8]
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF")
+"""What is decoded. Pillow knows more, some of which start other programs."""
+
 # One decoding thread for each unit: the scheduler above already fills the cores.
 cv2.setNumThreads(1)
 
@@ -51,7 +54,7 @@ def decode_rgb(body: bytes, max_pixels: int) -> Pixels:
     """Pixels [height, width, 3] with the EXIF orientation applied and transparency put on white."""
     try:
         # Pillow only reads the header here: real type and size by content, before any decoding.
-        with Image.open(io.BytesIO(body)) as header:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as header:
             if header.width * header.height > max_pixels:
                 raise ImageError("image_too_large")
             if header.format == "JPEG":

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.filters import FILTERS, Filter, build_filter, import_plugins
 
@@ -10,7 +10,7 @@ from pipeline.filters import FILTERS, Filter, build_filter, import_plugins
 class Section(BaseModel):
     """A strict, immutable part of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceSpec(Section):
@@ -22,6 +22,12 @@ class SourceSpec(Section):
     """Name of the column with the image's URL."""
     caption: str = "caption"
     """Name of the column with the caption. Every other column travels into the sample's JSON."""
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> "SourceSpec":
+        if self.url == self.caption:
+            raise ValueError(f"url and caption are the same column {self.url!r}")
+        return self
 
 
 class FetchSpec(Section):
@@ -55,7 +61,8 @@ class AcceptUnitSpec(Section):
     """When a unit counts as done."""
 
     fetched_at_least: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the rows that must have been answered; below it the unit stays pending for the next run."""
+    """Share of the rows asked for that must get an answer (a 404 is one, a time-out is not); below it, the unit stays
+    pending for the next run."""
 
 
 class IngestSpec(Section):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.fetch import fetch, open_session
+from pipeline.fetch import fetch, is_answer, open_session
 from pipeline.filters import Candidate, Filter
 from pipeline.images import ImageError, transcode
 from pipeline.recipe import IngestSpec
@@ -24,6 +24,7 @@ from pipeline.store import Store
 
 SUCCESS, REJECTED, FAILED = "success", "rejected", "failed"
 _SPOOL_BYTES = 256 << 20
+REFUSED_BEFORE_DOWNLOAD = ("caption_not_utf8", "caption_empty", "duplicate_row")
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -164,11 +165,12 @@ async def _run_rows(rows: list[Row], spec: IngestSpec, results: _Results) -> Non
 
 
 def _reason_before_download(row: Row, seen: set[str]) -> str:
+    not_utf8, empty, duplicate = REFUSED_BEFORE_DOWNLOAD
     if row.caption is None:
-        return "caption_not_utf8"
+        return not_utf8
     if not row.caption.strip():
-        return "caption_empty"
-    return "duplicate_row" if row.key in seen else ""
+        return empty
+    return duplicate if row.key in seen else ""
 
 
 def _process(row: Row, body: bytes, spec: IngestSpec, filters: list[Filter]) -> tuple[Outcome, Sample | None]:
@@ -205,10 +207,11 @@ def _count(outcomes: list[Outcome]) -> dict[str, int]:
 
 
 def _refusal(outcomes: list[Outcome], spec: IngestSpec) -> str:
-    """Why the unit must stay pending, or the empty string. Refusals by a filter are answers; failures are not."""
-    answered = sum(outcome.status != FAILED for outcome in outcomes)
+    """Why the unit must stay pending, or the empty string: too many of the rows that were asked for got no answer."""
+    asked = [outcome for outcome in outcomes if outcome.error_message not in REFUSED_BEFORE_DOWNLOAD]
+    lost = [outcome for outcome in asked if outcome.status == FAILED and not is_answer(outcome.error_message)]
     wanted = spec.accept_unit_if.fetched_at_least
-    if answered >= wanted * len(outcomes):
+    if len(asked) - len(lost) >= wanted * len(asked):
         return ""
-    errors = Counter(outcome.error_message for outcome in outcomes if outcome.status == FAILED)
-    return f"{answered} of {len(outcomes)} rows answered, {wanted:.0%} wanted; most often {errors.most_common(1)[0][0]}"
+    most_often = Counter(outcome.error_message for outcome in lost).most_common(1)[0][0]
+    return f"{len(asked) - len(lost)} of {len(asked)} rows answered, {wanted:.0%} wanted; most often {most_often}"

@@ -1,1 +1,1 @@
-"""A package, so that pytest puts the repository and not this folder on the import path: it has a folder pipeline too."""
+"""A package, so that pytest puts the repository on the import path and not this folder, which has a pipeline/ too."""

@@ -11,7 +11,6 @@ from jobs.demo.server import start_server
 from jobs.demo.urls import write_url_table
 from pipeline.recipe import AcceptUnitSpec, FetchSpec, IngestSpec, SourceSpec
 
-
 # Shared cores: an example that is slow once says nothing.
 settings.register_profile("genlip", deadline=None)
 settings.load_profile("genlip")

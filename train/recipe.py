@@ -17,14 +17,16 @@ _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 class Section(BaseModel):
     """A strict, immutable part of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def parse_samples(value: Any) -> Any:
     """`8B samples`, `56M samples`, `24_000 samples` or a plain number -> a number of samples."""
+    if isinstance(value, bool):
+        raise ValueError("write a number of samples, such as 8B samples")
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"([\d_]+(?:\.\d+)?)\s*([kmb]?)\s*(?:samples)?", value.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)\s*([kmb]?)\s*(?:samples)?", value.strip(), re.IGNORECASE)
     if not match:
         raise ValueError("write a number of samples, such as '8B samples', '24k samples' or 24000")
     return round(float(match[1].replace("_", "")) * _MULTIPLES[match[2].lower()])

@@ -4,8 +4,7 @@ import argparse
 import importlib
 import sys
 
-from jobs.console import table
-from tests.bench.harness import report
+from tests.bench.harness import BenchError, report
 
 # Name, which is the module's too: options of its own, and what it compares.
 BENCHMARKS = {
@@ -23,9 +22,14 @@ def main() -> int:
     if options.name is None:
         if own_arguments:
             parser.error(f"name a benchmark before its options {own_arguments}: one of {', '.join(BENCHMARKS)}")
-        print(table([["benchmark", "options", "compares"], *([name, *texts] for name, texts in BENCHMARKS.items())]))
+        for name, (own_options, compared) in BENCHMARKS.items():
+            print(f"{name:8} {own_options:14} {compared}")
         return 0
-    report(importlib.import_module(f"tests.bench.{options.name}").run(own_arguments), as_json=options.json)
+    try:
+        results = importlib.import_module(f"tests.bench.{options.name}").run(own_arguments)
+    except BenchError as error:
+        parser.exit(1, f"{parser.prog} {options.name}: {error}\n")
+    report(results, as_json=options.json)
     return 0
 
 

@@ -11,18 +11,15 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jobs.demo.server import start_server
 from tests.bench.harness import BenchError, Metric, Result, find_peer, rounds
 from tests.bench.photos import make_photos, write_urls
 
-LONGEST_SIDE_PX = 256
-JPEG_QUALITY = 95
-IN_FLIGHT = 32
-"""Downloads at the same time; img2dataset has a thread for each."""
 PHOTO_SIDE_PX = (600, 1200)
 MIN_IMAGES = 40
 METRICS = (
@@ -56,29 +53,29 @@ def run(arguments: Sequence[str]) -> list[Result]:
         folder = Path(work)
         captions = make_photos(folder / "corpus", num_images, PHOTO_SIDE_PX)
         with start_server(folder / "corpus") as base_url:
-            lists = [
-                write_urls(folder / f"urls-{length}.parquet", base_url, captions[:length])
+            lists = {
+                length: write_urls(folder / f"urls-{length}.parquet", base_url, captions[:length])
                 for length in (num_images // 4, num_images)
-            ]
-            lengths = (num_images // 4, num_images)
-            peer = find_peer("img2dataset", lambda: _measure("tests.bench.ingest_peer", lists, lengths, folder))
-            return rounds("ingest", METRICS, lambda: _measure("tests.bench.ingest_ours", lists, lengths, folder), peer)
+            }
+            peer = find_peer("img2dataset", partial(_measure, "tests.bench.ingest_peer", lists, folder))
+            return rounds("ingest", METRICS, partial(_measure, "tests.bench.ingest_ours", lists, folder), peer)
 
 
-def _measure(module: str, lists: Sequence[Path], lengths: tuple[int, int], folder: Path) -> dict[str, float]:
+def _measure(module: str, lists: Mapping[int, Path], folder: Path) -> dict[str, float]:
     """The cost of an image, from the difference between the short and the long list."""
-    short, long = (_ingest(module, urls, length, folder) for urls, length in zip(lists, lengths, strict=True))
-    num_more = lengths[1] - lengths[0]
-    cpu_s, wall_s = (long.cpu_s - short.cpu_s) / num_more, (long.wall_s - short.wall_s) / num_more
+    short, long = sorted(lists)
+    costs = {length: _ingest(module, urls, length, folder) for length, urls in lists.items()}
+    cpu_s = (costs[long].cpu_s - costs[short].cpu_s) / (long - short)
+    wall_s = (costs[long].wall_s - costs[short].wall_s) / (long - short)
     if cpu_s <= 0 or wall_s <= 0:
         raise BenchError(
-            f"{module}: {lengths[1]} images took no longer than {lengths[0]} ({long} and {short}), so the machine's"
-            " noise is larger than their cost: raise --images, or wait until the machine is less busy"
+            f"{module}: {long} images cost no more than {short} ({costs}), so the machine's noise is larger than their"
+            " cost: raise --images, or wait until the machine is less busy"
         )
     return {
         "cpu_ms_per_image": 1000 * cpu_s,
         "images_per_s_wall": 1 / wall_s,
-        "start_up_cpu_s": short.cpu_s - lengths[0] * cpu_s,
+        "start_up_cpu_s": costs[short].cpu_s - short * cpu_s,
     }
 
 

@@ -6,7 +6,7 @@ from pipeline.recipe import FetchSpec, ImageSpec, IngestSpec, SourceSpec
 from pipeline.sources import plan_units, record_plan
 from pipeline.store import open_store
 from pipeline.work import run_unit
-from tests.bench.ingest import IN_FLIGHT, JPEG_QUALITY, LONGEST_SIDE_PX
+from tests.bench.ingest_settings import IN_FLIGHT, JPEG_QUALITY, LONGEST_SIDE_PX
 
 
 def main(urls: str, out: str) -> None:

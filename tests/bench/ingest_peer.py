@@ -4,7 +4,7 @@ import sys
 
 import img2dataset
 
-from tests.bench.ingest import IN_FLIGHT, JPEG_QUALITY, LONGEST_SIDE_PX
+from tests.bench.ingest_settings import IN_FLIGHT, JPEG_QUALITY, LONGEST_SIDE_PX
 
 
 def main(urls: str, out: str) -> None:

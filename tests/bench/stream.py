@@ -2,17 +2,19 @@
 
 Both read, decode, resize, cut into patches and tokenise the same samples with the same processor and tokenizer. Ours
 packs them into rows; the peer pads batches of 64, as image-text training commonly reads.
+
+Shape legend: B samples of a batch, P patches of an image, C channels, p side of a patch in pixels, S text tokens.
 """
 
 import argparse
-import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from model import ImageProcessor, Tokenizer
-from tests.bench.harness import BenchError, Metric, Result, find_peer, rounds
+from tests.bench.harness import Metric, Result, find_peer, rounds
 from tests.bench.stream_store import SHARD_SAMPLES, make_run
 from train.loader import Loader
 from train.setup import RunSetup, set_up
@@ -32,11 +34,14 @@ SHUFFLE_SAMPLES = 500
 NUM_WORKERS = (1, 2)
 IGNORED_LABEL = -100
 
+Encoded = tuple[np.ndarray[Any, np.dtype[np.uint8]], list[int]]
+"""Patches, and the ids of prompt, caption and ending."""
+
 PaddedBatch = tuple[Tensor, Tensor, Tensor, int]
 """Patches, token ids and labels of a batch, and how many of its token positions hold none."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Count:
     """Of one batch."""
 
@@ -71,10 +76,10 @@ def run(arguments: Sequence[str]) -> list[Result]:
     return results
 
 
-def _measure(read: Callable[[], Iterator[Count]], workers: int, num_samples: int) -> dict[str, float]:
+def _measure(read: Callable[[], Generator[Count, None, None]], workers: int, num_samples: int) -> dict[str, float]:
     """Speed in the steady state: the clock starts after a few batches, and both sides work ahead at its end as well."""
     seen: list[Count] = []
-    with closing(cast(Any, read())) as counts:
+    with closing(read()) as counts:
         for _ in range(NUM_WARM_UP_BATCHES):
             next(counts)
         began = time.perf_counter()
@@ -88,7 +93,7 @@ def _measure(read: Callable[[], Iterator[Count]], workers: int, num_samples: int
     }
 
 
-def _ours(setup: RunSetup, threads: int, bad_samples_file: Path) -> Iterator[Count]:
+def _ours(setup: RunSetup, threads: int, bad_samples_file: Path) -> Generator[Count, None, None]:
     """Packed rows, as the trainer takes them."""
     loader = Loader(
         stream=setup.stream,
@@ -109,7 +114,7 @@ def _ours(setup: RunSetup, threads: int, bad_samples_file: Path) -> Iterator[Cou
             yield Count(step.num_samples, sum(ids.numel() for ids in sample_ids), num_padding)
 
 
-def _peer(setup: RunSetup, num_workers: int) -> Iterator[Count]:
+def _peer(setup: RunSetup, num_workers: int) -> Generator[Count, None, None]:
     """Padded batches from worker processes."""
     import webdataset as wds  # here, because its absence is reported and is no error
 
@@ -131,14 +136,13 @@ def _peer(setup: RunSetup, num_workers: int) -> Iterator[Count]:
 
 def _encode(
     processor: ImageProcessor, tokenizer: Tokenizer, max_caption_tokens: int, pair: tuple[Image.Image, str]
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[int]]:
-    """Patches, and the ids of prompt, caption and ending."""
+) -> Encoded:
     image, caption = pair
     caption_ids = tokenizer.encode(caption)[:max_caption_tokens]
     return processor.patches(image)[0], [*tokenizer.prompt_ids, *caption_ids, *tokenizer.ending_ids]
 
 
-def _pad(num_prompt_ids: int, samples: list[tuple[np.ndarray[Any, np.dtype[np.uint8]], list[int]]]) -> PaddedBatch:
+def _pad(num_prompt_ids: int, samples: list[Encoded]) -> PaddedBatch:
     """A batch of equal images (mode square) and of texts padded to the longest."""
     longest = max(len(ids) for _, ids in samples)
     ids_BS = torch.zeros(len(samples), longest, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Makes the small store that the stream benchmark reads, as `genlip ingest` and `genlip tokenizer` make it, without Ray."""
+"""Makes the small store that the stream benchmark reads, with the code of the commands but in a plain loop."""
 
 from pathlib import Path
 

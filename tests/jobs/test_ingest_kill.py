@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -37,7 +38,7 @@ def write_recipe(folder: Path, urls: Path, store: str) -> Path:
         "shards": {"name": "demo", "shard_samples": 50, "holdout": 0.1},
         "train": {"length": 1000},
     }
-    path = folder / f"{store}.yaml"
+    path = folder / f"{Path(store).name}.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 
@@ -152,3 +153,39 @@ def test_units_whose_server_is_down_stay_pending_and_are_said(tmp_path: Path) ->
     store = Store(load_recipe(recipe).store)
     assert store.names("ledger", ".parquet") == []
     assert store.names("raw", ".tar") == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 600 kB."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(mounted)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"mounting a small disk takes root: {done.stderr.decode().strip()}")
+    yield mounted
+    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_costs_nothing_that_was_stored(tmp_path: Path, small_disk: Path) -> None:
+    urls = tmp_path / "urls.parquet"
+    with start_server(FIXTURES) as base_url:
+        write_url_table(read_corpus(FIXTURES), base_url, urls, seed=1)
+        expected = contents(ingest_in_a_loop(write_recipe(tmp_path, urls, "undisturbed")))
+        recipe = write_recipe(tmp_path, urls, "disk/store")
+        output, _ = (process := start_ingest(recipe)).communicate(timeout=MAX_WAIT_S)
+        assert process.returncode == 3, output
+        assert "error: no space left" in output
+        assert "Traceback" not in output
+        store = Store(load_recipe(recipe).store)
+        before = store.names("ledger", ".parquet")
+        assert before
+        subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+        output, _ = (process := start_ingest(recipe)).communicate(timeout=MAX_WAIT_S)
+    assert process.returncode == 0, output
+    assert set(before) <= set(store.names("ledger", ".parquet"))
+    assert contents(store) == expected

@@ -1,7 +1,6 @@
 """Recipes: what is wrong is named with its key and the right one, all at once; nothing is silently dropped."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +124,6 @@ def test_a_wrong_filter_is_named(path: Path, filters: str, named: str) -> None:
     message = _refusal(path, [f"ingest.filters={filters}"])
     assert "  - ingest.filters" in message
     assert named in message
-
-
-def test_a_plug_in_module_of_the_working_directory_is_imported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "from pipeline import Filter, register\n\n@register('test_from_file')\nclass FromFile(Filter):\n    pass\n"
-    (path.parent / "plugin_of_test_recipe.py").write_text(source)
-    monkeypatch.chdir(path.parent)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    recipe = load_recipe(path, ["ingest.plugins=[plugin_of_test_recipe]", "ingest.filters=[{test_from_file: {}}]"])
-    assert [type(one).__name__ for one in recipe.ingest.build_filters()] == ["FromFile"]
 
 
 def test_a_plug_in_that_cannot_be_imported_is_named(path: Path) -> None:
