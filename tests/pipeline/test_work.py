@@ -184,7 +184,7 @@ def test_a_server_that_is_down_leaves_the_unit_pending_and_later_it_is_done(
 def test_a_unit_is_accepted_from_the_wanted_share_on(
     server_url: str, ingest_spec: MakeSpec, tmp_path: Path, fetched_at_least: float, committed: bool
 ) -> None:
-    # Answered: image, opt-out, 404, page. Not answered: two 503, a cut body, a refusal. Not asked for: an empty caption.
+    # Answered: image, opt-out, 404, page. Not answered: two 503, a cut body, a refusal. Not asked: an empty caption.
     routes = ["img", "noai", "dead", "html", "error", "truncated", "error"]
     urls = [f"{server_url}/{route}/{number:05d}.webp" for number, route in enumerate(routes)] + ["http://127.0.0.1:1/a"]
     columns = {"url": [*urls, urls[0]], "caption": ["c"] * len(urls) + [" "]}
