@@ -1,5 +1,7 @@
 """The `genlip` command. Imports nothing heavy: each verb loads what it needs when it runs."""
 
+import atexit
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -106,14 +108,28 @@ def demo(
 
 def main() -> None:
     """Entry point: errors meant for the user carry an exit code and become a message; all others a traceback."""
+    exit_code = _run()
+    if "ray" not in sys.modules:
+        sys.exit(exit_code)
+    # Ray's native threads sometimes abort a process that is torn down in the usual way, after all its work is done.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def _run() -> int:
     try:
         app()
+    except SystemExit as ended:  # how typer ends, with success too
+        return ended.code if isinstance(ended.code, int) else 0
     except Exception as error:
         exit_code = getattr(error, "exit_code", None)
         if exit_code is None:
             raise
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(exit_code)
+        return int(exit_code)
+    return 0
 
 
 if __name__ == "__main__":

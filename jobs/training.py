@@ -52,7 +52,7 @@ def _train_under_ray(recipe: Recipe, run_dir: Path) -> None:
         _say_plan(run_dir, workers)
         trainer = TorchTrainer(
             ray_worker,
-            train_loop_config={"run_dir": str(run_dir.resolve())},
+            train_loop_config={"run_dir": str(run_dir.resolve()), "working_dir": os.getcwd()},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=num_gpus > 0),
             run_config=RunConfig(
                 name=recipe.name,
@@ -70,6 +70,8 @@ def ray_worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker. Checkpoints and metrics are the trainer's own files."""
     from train.main import run_training
 
+    if Path(config["working_dir"]).is_dir():
+        os.chdir(config["working_dir"])  # Ray Train starts workers elsewhere, where the recipe's relative paths fail
     run_training(Path(config["run_dir"]))
 
 

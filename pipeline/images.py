@@ -43,7 +43,9 @@ def transcode(body: bytes, spec: ImageSpec) -> StoredImage:
     rgb = decode_rgb(body, spec.max_pixels)
     original_height, original_width = rgb.shape[:2]
     scaled = _scale_down(rgb, spec.longest_side_px)
-    ok, jpeg = cv2.imencode(".jpg", scaled[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, spec.jpeg_quality])
+    ok, jpeg = cv2.imencode(
+        ".jpg", cv2.cvtColor(scaled, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, spec.jpeg_quality]
+    )
     if not ok:
         raise ImageError("image_not_encodable")
     height, width = scaled.shape[:2]
@@ -78,7 +80,7 @@ def _decode_jpeg(body: bytes) -> Pixels:
     bgr = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:
         raise ImageError("image_undecodable")
-    return np.ascontiguousarray(bgr[:, :, ::-1])
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def _decode_with_pillow(image: Image.Image) -> Pixels:

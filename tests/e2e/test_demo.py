@@ -22,10 +22,9 @@ SMALL += ["train.log_every=5", "train.checkpoint.every=800", "eval.class_caption
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def run(command: list[str], environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=MAX_WAIT_S
-    )
+def run(command: list[str], environment: dict[str, str], folder: Path | None = None) -> str:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, env=environment, cwd=folder, text=True, timeout=MAX_WAIT_S, check=False, **pipes)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -48,8 +47,9 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, offline: dict[str, str]) -> tuple[Path, str]:
     """The folder that the demo filled, and what it printed."""
-    out = tmp_path_factory.mktemp("demo") / "out"
-    return out, run(demo_command(out, *SMALL), offline)
+    folder = tmp_path_factory.mktemp("demo")
+    # A relative path, as in the README.
+    return folder / "out", run(demo_command(Path("out"), *SMALL), offline, folder)
 
 
 def test_says_that_it_goes_on_with_the_fixtures(demo: tuple[Path, str]) -> None:
@@ -122,7 +122,7 @@ def test_running_it_again_does_nothing_new(demo: tuple[Path, str], offline: dict
     out, _ = demo
     before = {path: path.stat().st_mtime_ns for path in (out / "store").rglob("*") if path.is_file()}
     checkpoints = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("COMMITTED")}
-    printed = run(demo_command(out), offline)
+    printed = run(demo_command(Path("out")), offline, out.parent)
     assert "0 still to do" in printed
     assert {path: path.stat().st_mtime_ns for path in (out / "store").rglob("*") if path.is_file()} == before
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("COMMITTED")} == checkpoints
@@ -130,10 +130,10 @@ def test_running_it_again_does_nothing_new(demo: tuple[Path, str], offline: dict
 
 def test_torchrun_trains_the_same_as_ray_train(demo: tuple[Path, str], offline: dict[str, str]) -> None:
     out, _ = demo
-    recipe, name = str(out / "recipe.yaml"), ["--set", "name=torchrun", "--set", "train.length=400"]
-    run([sys.executable, "-m", "jobs.cli", "tokenizer", recipe, *name], offline)
+    recipe, name = "out/recipe.yaml", ["--set", "name=torchrun", "--set", "train.length=400"]
+    run([sys.executable, "-m", "jobs.cli", "tokenizer", recipe, *name], offline, out.parent)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    run([*torchrun, "-m", "jobs.cli", "train", recipe, *name], offline | {"OMP_NUM_THREADS": "1"})
+    run([*torchrun, "-m", "jobs.cli", "train", recipe, *name], offline | {"OMP_NUM_THREADS": "1"}, out.parent)
     # The first steps: the shorter length bends the learning rate later on.
     ray, other = (read_metrics(out / "runs" / run_name)[0] for run_name in ("demo", "torchrun"))
     assert (ray["step"], ray["samples"]) == (other["step"], other["samples"])
@@ -143,7 +143,7 @@ def test_torchrun_trains_the_same_as_ray_train(demo: tuple[Path, str], offline: 
 def test_one_image_can_be_captioned(demo: tuple[Path, str], offline: dict[str, str], tmp_path: Path) -> None:
     image = sorted((FIXTURES / "images").iterdir())[0]
     sheet = tmp_path / "one.png"
-    run_dir = str(demo[0] / "runs" / "demo")
-    printed = run([sys.executable, "-m", "jobs.cli", "caption", run_dir, str(image), "--sheet", str(sheet)], offline)
+    command = [sys.executable, "-m", "jobs.cli", "caption", "out/runs/demo", str(image), "--sheet", str(sheet)]
+    printed = run(command, offline, demo[0].parent)
     assert f"{image}: " in printed
     assert sheet.exists()
