@@ -109,9 +109,10 @@ def demo(
 def main() -> None:
     """Entry point: errors meant for the user carry an exit code and become a message; all others a traceback."""
     exit_code = _run()
-    if "ray" not in sys.modules:
+    if not {"pyarrow", "torch", "ray"} & sys.modules.keys():
         sys.exit(exit_code)
-    # Ray's native threads sometimes abort a process that is torn down in the usual way, after all its work is done.
+    # Their native threads now and then abort a process that is torn down in the usual way, after all its work is done
+    # ("terminate called without an active exception").
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
