@@ -28,7 +28,7 @@ Overrides = Annotated[
 
 @app.command()
 def plan(recipe: RecipePath, set_: Overrides = None) -> None:
-    """Print every derived number with its arithmetic; starts nothing."""
+    """Print every derived number; start nothing."""
     from jobs.plan import plan_run
     from jobs.recipe import load_recipe
 
@@ -37,7 +37,7 @@ def plan(recipe: RecipePath, set_: Overrides = None) -> None:
 
 @app.command()
 def ingest(recipe: RecipePath, set_: Overrides = None) -> None:
-    """Download, filter and shard the URL table; again: do what is missing."""
+    """Download, filter and shard a URL table; again: resume."""
     from jobs.ingest import ingest as run
     from jobs.recipe import load_recipe
 
@@ -46,7 +46,7 @@ def ingest(recipe: RecipePath, set_: Overrides = None) -> None:
 
 @app.command()
 def tokenizer(recipe: RecipePath, set_: Overrides = None) -> None:
-    """Train or take the tokenizer, and count the captions' tokens."""
+    """Train or take a tokenizer; count caption tokens."""
     from jobs.recipe import load_recipe
     from jobs.tokenizer import make_tokenizer
 
@@ -55,7 +55,7 @@ def tokenizer(recipe: RecipePath, set_: Overrides = None) -> None:
 
 @app.command()
 def train(recipe: RecipePath, set_: Overrides = None) -> None:
-    """Train or resume, under Ray Train or as a process of torchrun."""
+    """Train or resume, under Ray Train or torchrun."""
     from jobs.recipe import load_recipe
     from jobs.training import train as run
 
@@ -64,7 +64,7 @@ def train(recipe: RecipePath, set_: Overrides = None) -> None:
 
 @app.command("eval")
 def evaluate(run: RunDir) -> None:
-    """Measure the newest checkpoint on the held-out images, beside chance."""
+    """Measure a run on held-out images, beside chance."""
     from jobs.evaluation import evaluate_run
 
     raise typer.Exit(evaluate_run(run))
@@ -77,7 +77,7 @@ def caption(
     heldout: Annotated[int, typer.Option(help="Held-out images to caption where no file is named.")] = 24,
     sheet: Annotated[Path | None, typer.Option(help="Contact sheet, PNG. [default: RUN/captions.png]")] = None,
 ) -> None:
-    """Caption images, and draw them with their captions."""
+    """Caption images and draw a contact sheet."""
     from jobs.captions import caption_images
 
     raise typer.Exit(caption_images(run, images or [], heldout, sheet or run / "captions.png"))
@@ -100,7 +100,7 @@ def demo(
     tier: Annotated[str, typer.Option(help="Corpus to obtain: small, full or fixtures (no network).")] = "small",
     set_: Overrides = None,
 ) -> None:
-    """Run the whole job on real images, step by step, on this machine."""
+    """Run the whole job here on real images."""
     from jobs.demo.run import run_demo
 
     raise typer.Exit(run_demo(out, corpus, tier, set_ or []))

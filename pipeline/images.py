@@ -1,6 +1,7 @@
 """Bytes to a stored image: decode, orient, put on white, scale down, encode as JPEG."""
 
 import io
+import re
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +15,9 @@ Pixels = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF")
 """What is decoded. Pillow knows more, some of which start other programs."""
+
+# Within scan data, 0xFF is followed by 0x00 (an escaped byte) or a restart marker (0xD0 to 0xD7).
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 # One decoding thread for each unit: the scheduler above already fills the cores.
 cv2.setNumThreads(1)
@@ -74,8 +78,7 @@ def decode_rgb(body: bytes, max_pixels: int) -> Pixels:
 
 def _decode_jpeg(body: bytes) -> Pixels:
     """OpenCV's libjpeg-turbo: twice as fast as Pillow; applies EXIF orientation, converts grey and CMYK."""
-    # libjpeg fills the missing part of a cut file with grey and only warns, so the end marker is asked for here.
-    if b"\xff\xd9" not in body[-1024:]:
+    if not _has_jpeg_end(body):
         raise ImageError("image_truncated")
     bgr = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:
@@ -83,12 +86,31 @@ def _decode_jpeg(body: bytes) -> Pixels:
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
+def _has_jpeg_end(body: bytes) -> bool:
+    """Whether the scan data runs to its end marker; libjpeg fills the rest of a cut file with grey and only warns.
+
+    Segments are stepped over by their lengths, so that a thumbnail's own end marker does not count. What follows the
+    end (phones append videos) does not matter.
+    """
+    at = 2
+    while found := _JPEG_MARKER.search(body, at):
+        at = found.end()
+        marker = body[at - 1]
+        if marker == 0xD9:
+            return True
+        if marker not in (0x01, 0xD8):
+            at += int.from_bytes(body[at : at + 2])
+    return False
+
+
 def _decode_with_pillow(image: Image.Image) -> Pixels:
     """Everything that may have a palette, transparency or 16 bits; the first frame of an animation."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image, dtype=np.int64)
-        image = Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8))
     oriented = ImageOps.exif_transpose(image)
+    if oriented.mode.startswith("I"):
+        grey = np.asarray(oriented, dtype=np.int64)
+        pixels = (grey >> 8).clip(0, 255).astype(np.uint8)
+        pixels[grey == oriented.info.get("transparency")] = 255
+        oriented = Image.fromarray(pixels)
     if oriented.mode in ("RGBA", "LA", "PA") or "transparency" in oriented.info:
         rgba = oriented.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

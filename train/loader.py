@@ -8,14 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from model import EncodedSample, ImageProcessor, ModelError, PackedRows, Tokenizer, pack_rows
+from model import EncodedSample, ModelError, PackedRows, pack_rows
 from pipeline.errors import UserError
 from pipeline.shards import ShardError, parse_sample
 from train.encode import encode_sample
-from train.stream import Position, SampleTable, Stream
+from train.setup import RunSetup
+from train.stream import Position
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,7 @@ class StepBatch:
 class Loader:
     """Reads, decodes and packs the rows of one rank's lanes."""
 
-    stream: Stream
-    samples: SampleTable
-    flops_N: NDArray[np.int64]
-    processor: ImageProcessor
-    tokenizer: Tokenizer
-    max_caption_tokens: int
-    micro_rows: int
-    threads: int
-    max_bad_samples: int
+    setup: RunSetup
     bad_samples_file: Path
     rank: int = 0
     world_size: int = 1
@@ -54,9 +44,12 @@ class Loader:
     """Time the trainer has waited for data so far."""
     num_bad_samples: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        self.spec, self.stream, self.samples = self.setup.job.train, self.setup.stream, self.setup.samples
+
     def steps(self, start: Position) -> Generator[StepBatch, None, None]:
         """The batches from a position on, without end, with two steps prepared ahead."""
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
+        with ThreadPoolExecutor(self.spec.threads, thread_name_prefix="loader") as pool:
             ahead: deque[tuple[Position, list[Future[PackedRows]]]] = deque()
             at = start
             try:
@@ -80,11 +73,12 @@ class Loader:
 
     def _micro_rows(self, at: Position) -> list[list[list[int]]]:
         rows = self._own_rows(at)
-        return [rows[i : i + self.micro_rows] for i in range(0, len(rows), self.micro_rows)]
+        size = self.spec.micro_rows
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def _step_batch(self, at: Position, batches: list[PackedRows]) -> StepBatch:
         batch = [sample for row in self.stream.step_rows(at) for sample in row]
-        num_tokens, flops = int(self.stream.tokens_N[batch].sum()), int(self.flops_N[batch].sum())
+        num_tokens, flops = int(self.stream.tokens_N[batch].sum()), int(self.setup.costs.flops_N[batch].sum())
         keys = [self.samples.keys[sample] for row in self._own_rows(at) for sample in row]
         first_lane = self.rank * (self.stream.lanes // self.world_size)
         return StepBatch(at, len(batch), num_tokens, flops, first_lane, batches, keys)
@@ -99,7 +93,7 @@ class Loader:
             stored = parse_sample(self.samples.read(sample))
             if stored.key != self.samples.keys[sample]:
                 raise ShardError(f"the tar has key {stored.key} here")
-            encoded = encode_sample(stored, self.processor, self.tokenizer, self.max_caption_tokens)
+            encoded = encode_sample(stored, self.setup.processor, self.setup.tokenizer, self.spec.max_caption_tokens)
         except (ShardError, ModelError, OSError) as error:
             self._record_bad(sample, error)
             return None
@@ -117,7 +111,7 @@ class Loader:
         entry = {"place": self.samples.place(sample), "error": str(error)}
         with self.bad_samples_file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
-        if self.num_bad_samples > self.max_bad_samples:
+        if self.num_bad_samples > self.spec.max_bad_samples:
             raise UserError(
                 f"{self.num_bad_samples} samples could not be read",
                 where=str(self.bad_samples_file),

@@ -37,20 +37,7 @@ def run_training(run_dir: Path, on_log: OnLog = lambda metrics: None) -> TrainSt
     state = load_checkpoint(engine, run_dir, ranks, setup.samples.fingerprint())
     if ranks.is_first:
         forget_after(run_dir, state.step)
-    loader = Loader(
-        stream=setup.stream,
-        samples=setup.samples,
-        flops_N=setup.costs.flops_N,
-        processor=setup.processor,
-        tokenizer=setup.tokenizer,
-        max_caption_tokens=spec.max_caption_tokens,
-        micro_rows=spec.micro_rows,
-        threads=spec.threads,
-        max_bad_samples=spec.max_bad_samples,
-        bad_samples_file=run_dir / f"bad-samples-{ranks.rank}.jsonl",
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    )
+    loader = Loader(setup, run_dir / f"bad-samples-{ranks.rank}.jsonl", ranks.rank, ranks.world_size)
 
     def log(metrics: StepMetrics) -> None:
         log_metrics(run_dir, metrics)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,18 +95,9 @@ def _measure(read: Callable[[], Generator[Count, None, None]], workers: int, num
 
 def _ours(setup: RunSetup, threads: int, bad_samples_file: Path) -> Generator[Count, None, None]:
     """Packed rows, as the trainer takes them."""
-    loader = Loader(
-        stream=setup.stream,
-        samples=setup.samples,
-        flops_N=setup.costs.flops_N,
-        processor=setup.processor,
-        tokenizer=setup.tokenizer,
-        max_caption_tokens=setup.job.train.max_caption_tokens,
-        micro_rows=setup.job.train.micro_rows,
-        threads=threads,
-        max_bad_samples=0,
-        bad_samples_file=bad_samples_file,
-    )
+    train = setup.job.train.model_copy(update={"max_bad_samples": 0, "threads": threads})
+    setup = replace(setup, job=setup.job.model_copy(update={"train": train}))
+    loader = Loader(setup, bad_samples_file)
     with closing(loader.steps(Position())) as steps:
         for step in steps:
             sample_ids = [rows.sample_ids_BS for rows in step.micro_batches]

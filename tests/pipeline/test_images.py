@@ -61,6 +61,22 @@ def test_palette_with_a_transparent_entry() -> None:
     assert _near(rgb[5, 17], RED)
 
 
+def test_16_bit_grey_keeps_its_orientation_and_its_transparent_level() -> None:
+    pixels = np.full((8, 16), 0x8000, dtype=np.uint16)
+    pixels[:, :8] = 0x1234
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    # Pillow reads the transparency of such files but does not write it: a chunk with the level, before the pixels.
+    png = _encode(Image.fromarray(pixels), "PNG", exif=exif)
+    level = b"tRNS" + struct.pack(">H", 0x1234)
+    at = png.index(b"IDAT") - 4
+    body = png[:at] + struct.pack(">I", 2) + level + struct.pack(">I", zlib.crc32(level)) + png[at:]
+    rgb = decode_rgb(body, MAX_PIXELS)
+    assert rgb.shape == (16, 8, 3)
+    assert _near(rgb[3, 4], WHITE)
+    assert _near(rgb[12, 4], (128, 128, 128), tolerance=1)
+
+
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
 def test_16_bit_mid_grey_stays_mid_grey(num_channels: int) -> None:
     pixels = np.full((8, 8, num_channels), 0x8000, dtype=np.uint16)
@@ -157,6 +173,20 @@ def test_a_truncated_file_is_refused(image_format: str, share: float) -> None:
     assert transcode(body, SPEC).width == 100
     with pytest.raises(ImageError):
         transcode(body[: int(len(body) * share)], SPEC)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@given(cut=st.integers(1, 2000), tail=st.binary(max_size=5000))
+@settings(deadline=None, max_examples=40)
+def test_a_jpeg_ends_at_its_own_end_marker(progressive: bool, cut: int, tail: bytes) -> None:
+    """Neither a thumbnail's end marker nor the bytes that phones append decide."""
+    exif = Image.Exif()
+    exif[0x927C] = b"\xff\xd9" * 400
+    body = _encode(_noise(48, 32), "JPEG", progressive=progressive, exif=exif, quality=90)
+    assert body.count(b"\xff\xd9") >= 400
+    assert transcode(body + tail, SPEC) == transcode(body, SPEC)
+    with pytest.raises(ImageError):
+        transcode(body[:-cut], SPEC)
 
 
 def _png_header(width: int, height: int) -> bytes:

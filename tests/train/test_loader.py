@@ -17,20 +17,9 @@ from train.stream import Position
 
 
 def loader_of(setup: RunSetup, folder: Path, max_bad_samples: int = 5, rank: int = 0, world_size: int = 1) -> Loader:
-    return Loader(
-        stream=setup.stream,
-        samples=setup.samples,
-        flops_N=setup.costs.flops_N,
-        processor=setup.processor,
-        tokenizer=setup.tokenizer,
-        max_caption_tokens=setup.job.train.max_caption_tokens,
-        micro_rows=1,
-        threads=2,
-        max_bad_samples=max_bad_samples,
-        bad_samples_file=folder / "bad.jsonl",
-        rank=rank,
-        world_size=world_size,
-    )
+    train = setup.job.train.model_copy(update={"max_bad_samples": max_bad_samples, "threads": 2})
+    setup = replace(setup, job=setup.job.model_copy(update={"train": train}))
+    return Loader(setup, folder / "bad.jsonl", rank, world_size)
 
 
 def one_epoch(loader: Loader) -> list[StepBatch]:
