@@ -157,8 +157,8 @@ def read_corpus(folder: Path) -> pa.Table:
     """Reads the metadata of a corpus folder, the demo's or a user's own, and checks it.
 
     Returns:
-        A table with the columns of metadata.parquet; `file` (relative to the folder), `caption` and `class_name` are
-        strings, `class_name` is null throughout if the folder has no such column.
+        A table with the columns of metadata.parquet; `file` (its place inside images/, with or without `images/` in
+        front), `caption` and `class_name` are strings; `class_name` is null if the folder has no such column.
 
     Raises:
         CorpusError: no such folder, no metadata.parquet, a missing column, an empty table, a null file or caption, or
@@ -193,10 +193,10 @@ def read_corpus(folder: Path) -> pa.Table:
 
 
 def image_path(folder: Path, file: str) -> Path | None:
-    """Returns the path of a corpus image such as ``images/00001.webp``, or None if images/ holds no such file."""
+    """Returns the path of ``images/cat.webp`` or ``cat.webp``, or None if images/ holds no such file."""
     images = (folder / "images").resolve()
     try:
-        path = (folder / file).resolve()
+        path = (images / file.removeprefix("images/")).resolve()
         return path if path.is_relative_to(images) and path.is_file() else None
     except (OSError, ValueError):  # a name that no file can have: a null byte, too long
         return None

@@ -317,6 +317,10 @@ def test_no_name_leads_out_of_the_images(parts: list[str]) -> None:
     assert path is None or (path.is_file() and path.is_relative_to((FIXTURES / "images").resolve()))
 
 
+def test_images_may_stand_in_front_of_a_name_or_not() -> None:
+    assert image_path(FIXTURES, "00000.webp") == image_path(FIXTURES, "images/00000.webp") is not None
+
+
 def test_a_link_that_leads_out_of_the_images_is_no_image(user_folder: Path) -> None:
     (user_folder / "images/link.png").symlink_to(user_folder / "secret.png")
     assert image_path(user_folder, "images/link.png") is None
