@@ -28,7 +28,7 @@ def caption_images(run_dir: Path, files: list[Path], num_heldout: int, sheet: Pa
         names, truths = [one.key for one in heldout], [one.caption for one in heldout]
     captions = caption_pictures(loaded, pictures)
     for name, truth, caption in zip(names, truths, captions, strict=True):
-        say(f"{name}: {caption}" + (f"   (true: {truth})" if truth else ""))
+        say(f"{name}: {' '.join(caption.split())}" + (f"   (true: {truth})" if truth else ""))
     entries = [_entry(*one) for one in zip(pictures, truths, captions, strict=True)]
     contact_sheet(entries, min(COLUMNS, len(entries)), sheet)
     if not files:
