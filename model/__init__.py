@@ -4,14 +4,16 @@ from .batch import EncodedSample, PackedRows, pack_rows
 from .configuration_genlip import GenLIPConfig, list_presets
 from .counting import count_parameters, flops_per_sample
 from .errors import ModelError
-from .generation import generate, generate_ids
+from .export import save_model
+from .generation import Decoding, generate, generate_ids
 from .modeling_genlip import GenLIP, LossOutput
 from .processing_genlip import ImageProcessor, load_rgb
 from .scoring import score_captions, score_unconditional
 from .tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from .weights import LoadedModel, load_model, save_model
+from .weights import LoadedModel, load_model, load_weights
 
 __all__ = [
+    "Decoding",
     "EncodedSample",
     "GenLIP",
     "GenLIPConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "load_model",
     "load_rgb",
     "load_tokenizer",
+    "load_weights",
     "pack_rows",
     "save_model",
     "score_captions",

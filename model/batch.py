@@ -30,8 +30,13 @@ class EncodedSample:
     Attributes:
         patches: [P, C, p, p], row-major over the grid; uint8 pixels, or float32 if already normalised to [-1, 1].
         grid: (rows, columns) of patches.
-        prompt_ids: seen by the model, no loss.
-        caption_ids: trained on; ends with the two ending ids (`tokenizer.ending_ids`), added by the caller.
+        prompt_ids: seen by the model, no loss; may be empty.
+        caption_ids: trained on; ends with the two ending ids (`tokenizer.ending_ids`), added by the caller. Without
+            any the sample is seen but has no loss.
+
+    Raises:
+        ModelError: the patches do not fill the grid, or are of another type. Ids are checked where they are used:
+            negative ones by `pack_rows`, those outside the vocabulary by the model.
     """
 
     patches: Patches
@@ -121,11 +126,19 @@ class PackedRows:
             patch_size: side of a patch, in pixels.
 
         Raises:
-            ModelError: the layout is not image tokens followed by text in every sample, or counts disagree.
+            ModelError: the layout is not image tokens followed by text in every sample, counts disagree, an id is
+                negative, or a label differs from the id at its place.
         """
         patches_NCPP = _split_into_patches(pixel_values, patch_size)
         if len(patches_NCPP) != int(image_mask_BS.sum()):
             raise ModelError(f"rows: {int(image_mask_BS.sum())} image tokens but {len(patches_NCPP)} patches")
+        is_wrong_BS = (labels_BS != NO_LABEL) & ((labels_BS != input_ids_BS) | image_mask_BS.bool())
+        if is_wrong_BS.any():
+            row, token = is_wrong_BS.nonzero()[0].tolist()
+            raise ModelError(
+                f"rows: the label {int(labels_BS[row, token])} at row {row}, token {token} must be {NO_LABEL} or the id"
+                f" of a text token at the same place ({int(input_ids_BS[row, token])}); the loss shifts by one itself"
+            )
         segments = _find_segments(sample_ids_BS.numpy(), image_mask_BS.numpy())
         for row, start, _, _ in segments:
             if labels_BS[row, start] != NO_LABEL:
@@ -148,10 +161,12 @@ def pack_rows(rows: Sequence[Sequence[EncodedSample]], row_tokens: int) -> Packe
     number k, prompt included, has p = max(grid) + k on all three axes.
 
     Raises:
-        ModelError: no rows, a row longer than `row_tokens`, or samples whose patches differ in kind.
+        ModelError: no rows, a row longer than `row_tokens`, a negative id, or samples whose patches differ in kind.
     """
-    if not rows:
-        raise ModelError("pack_rows: no rows; a batch needs at least one (possibly empty) row")
+    if not rows or row_tokens < 1:
+        raise ModelError(
+            f"pack_rows: {len(rows)} rows of {row_tokens} tokens; a batch needs at least one (possibly empty) row"
+        )
     shape = (len(rows), row_tokens)
     input_ids = np.zeros(shape, np.int64)
     labels = np.full(shape, NO_LABEL, np.int64)
@@ -249,6 +264,9 @@ def _with_indices(
     segments_M4: Tensor,
 ) -> PackedRows:
     """Adds the flat indices, found here on the CPU because finding them on a GPU would make it wait."""
+    min_token_id, max_token_id = (int(value) for value in input_ids_BS.aminmax())
+    if min_token_id < 0:
+        raise ModelError(f"rows: token id {min_token_id} is negative; image tokens and padding have id 0")
     return PackedRows(
         input_ids_BS=input_ids_BS,
         labels_BS=labels_BS,
@@ -259,5 +277,5 @@ def _with_indices(
         image_index_N=image_mask_BS.flatten().nonzero().flatten(),
         label_index_L=(labels_BS != NO_LABEL).flatten().nonzero().flatten(),
         segments_M4=segments_M4,
-        max_token_id=int(input_ids_BS.max()),
+        max_token_id=max_token_id,
     )

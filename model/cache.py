@@ -1,7 +1,10 @@
 """Keys and values of a common prefix, computed once and attended to by the tokens that follow.
 
-Shape legend: G images or prefixes, n continuations per prefix, L prefix tokens, T following tokens, H heads, K channels
-of a head, D hidden width, 3 position axes.
+What follows may be a tree: several continuations share one cache, and a mask says which of the tokens behind the prefix
+are a token's own past. So neither the prefix nor a common beginning is ever copied.
+
+Shape legend: G images or prefixes, L prefix tokens, M new tokens, S filled slots of the cache, H heads, K channels of a
+head, D hidden width, 3 position axes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,26 +15,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import text_mask
 from .batch import NO_LABEL, EncodedSample, PackedRows, pack_rows
 from .errors import ModelError
 from .layers import Attend
 from .modeling_genlip import GenLIP, ImagePatches
 
+# Buffers are allocated in steps of this many tokens.
+GROWTH_TOKENS = 64
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer, [G, H, capacity, K]; None until the first tokens arrive."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def write(self, k_GMHK: Tensor, v_GMHK: Tensor, begin: int) -> tuple[Tensor, Tensor]:
+        """Puts M tokens into the slots from `begin` on; returns the keys and values up to them, [G, H, S, K]."""
+        end = begin + k_GMHK.shape[1]
+        self.keys = _with_room(self.keys, k_GMHK, begin, end)
+        self.values = _with_room(self.values, v_GMHK, begin, end)
+        self.keys[:, :, begin:end] = k_GMHK.transpose(1, 2)
+        self.values[:, :, begin:end] = v_GMHK.transpose(1, 2)
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def _with_room(buffer: Tensor | None, like_GMHK: Tensor, num_filled: int, needed: int) -> Tensor:
+    if buffer is not None and buffer.shape[2] >= needed:
+        return buffer
+    num_prefixes, _, num_heads, channels = like_GMHK.shape
+    capacity = -(-needed // GROWTH_TOKENS) * GROWTH_TOKENS
+    larger = like_GMHK.new_empty(num_prefixes, num_heads, capacity, channels)
+    if buffer is not None:
+        larger[:, :, :num_filled] = buffer[:, :, :num_filled]
+    return larger
+
+
+@dataclass
+class Cache:
+    """Keys and values of all layers, grown in place.
+
+    Attributes:
+        layers: one entry per block.
+        num_tokens: filled slots, S. Setting it back forgets the tokens behind.
+    """
+
+    layers: list[LayerCache]
+    num_tokens: int
+
 
 @dataclass(frozen=True)
 class Prefix:
-    """What G prefixes of equal length leave behind.
+    """G prefixes of equal length, ready to be continued.
 
     Attributes:
-        keys_GLHK: one tensor per layer.
-        values_GLHK: one tensor per layer.
+        cache: keys and values of their tokens.
         last_GD: block output at the last token (it predicts the next one).
         next_position_G: position of the next token, the same on all three axes.
     """
 
-    keys_GLHK: tuple[Tensor, ...]
-    values_GLHK: tuple[Tensor, ...]
+    cache: Cache
     last_GD: Tensor
     next_position_G: Tensor
 
@@ -76,49 +120,41 @@ def prefill_text(model: GenLIP, prompt_ids: Sequence[int], first_position: int) 
 
 
 def append_token(model: GenLIP, prefix: Prefix, ids_G: Tensor) -> Prefix:
-    """One more token for every prefix, [G]; returns the longer prefix."""
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
-
-    def attend_layer(layer: int) -> Attend:
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys.append(torch.cat([prefix.keys_GLHK[layer], k], dim=1))
-            values.append(torch.cat([prefix.values_GLHK[layer], v], dim=1))
-            return _attend(q, keys[-1], values[-1], mask=None)
-
-        return attend
-
-    position_ids_G31 = prefix.next_position_G[:, None, None].expand(-1, 3, 1)
-    attends = [attend_layer(layer) for layer in range(model.config.num_hidden_layers)]
-    x_G1D = model.run_blocks(model.embed_text(ids_G.unsqueeze(1)), position_ids_G31, attends)
-    return Prefix(tuple(keys), tuple(values), x_G1D[:, -1], prefix.next_position_G + 1)
+    """One more token for every prefix, [G]; returns the longer prefix. The cache of the given one grows with it."""
+    x_GMD = append_tokens(model, prefix.cache, ids_G.unsqueeze(1), prefix.next_position_G.unsqueeze(1), mask=None)
+    return Prefix(prefix.cache, x_GMD[:, -1], prefix.next_position_G + 1)
 
 
-def run_continuations(model: GenLIP, prefix: Prefix, ids_nT: Tensor) -> Tensor:
-    """Runs n texts behind each of the G prefixes, each blind to the others: block outputs [G, n, T, D].
+def append_tokens(model: GenLIP, cache: Cache, ids_GM: Tensor, positions_GM: Tensor, mask: Tensor | None) -> Tensor:
+    """Runs M new tokens behind each prefix and keeps their keys and values: block outputs [G, M, D].
 
-    All prefixes must share `next_position_G`.
+    Args:
+        model: the model that filled the cache.
+        cache: grows by M tokens.
+        ids_GM: the same tokens behind all prefixes may be an expanded view.
+        positions_GM: their positions, the same on all three axes.
+        mask: what the new tokens see of the S + M slots, themselves included, as scores to add (0 or -inf); any shape
+            that broadcasts to [G, H, M, S + M]. None: everything, which is right for a single token.
     """
-    num_prefixes, num_texts, num_tokens = len(prefix.last_GD), *ids_nT.shape
-    num_seen = prefix.keys_GLHK[0].shape[1]
-    mask = text_mask(num_tokens, num_seen, ids_nT.device)
+    begin = cache.num_tokens
 
-    def attend_layer(layer: int) -> Attend:
-        def behind_prefix(prefix_GLHK: Tensor, own: Tensor) -> Tensor:
-            shared = prefix_GLHK.unsqueeze(1).expand(-1, num_texts, -1, -1, -1).flatten(0, 1)
-            return torch.cat([shared, own], dim=1)
-
+    def attend_layer(layer: LayerCache) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = prefix.keys_GLHK[layer], prefix.values_GLHK[layer]
-            return _attend(q, behind_prefix(keys, k), behind_prefix(values, v), mask)
+            keys, values = layer.write(k, v, begin)
+            return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask).transpose(1, 2)
 
         return attend
 
-    position_ids_T = prefix.next_position_G[0] + torch.arange(num_tokens, device=ids_nT.device)
-    attends = [attend_layer(layer) for layer in range(model.config.num_hidden_layers)]
-    x = model.embed_text(ids_nT).repeat(num_prefixes, 1, 1)
-    x = model.run_blocks(x, position_ids_T.expand(1, 3, -1), attends)
-    return torch.unflatten(x, 0, (num_prefixes, num_texts))
+    position_ids_G3M = positions_GM.unsqueeze(1).expand(-1, 3, -1)
+    attends = [attend_layer(layer) for layer in cache.layers]
+    x_GMD = model.run_blocks(model.embed_text(ids_GM), position_ids_G3M, attends)
+    cache.num_tokens += ids_GM.shape[1]
+    return x_GMD
+
+
+def additive_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """Booleans as scores to add, made once for all layers: 0 where true, -inf where false."""
+    return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, -torch.inf)
 
 
 def group_by(keys: Sequence[object]) -> list[list[int]]:
@@ -129,24 +165,35 @@ def group_by(keys: Sequence[object]) -> list[list[int]]:
     return list(groups.values())
 
 
+def check_ids(what: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Refuses ids that the model does not have."""
+    for token_id in ids:
+        if not 0 <= token_id < vocab_size:
+            raise ModelError(
+                f"{what} has token id {token_id} but the model has ids 0 to {vocab_size - 1} (its vocab_size is"
+                f" {vocab_size}); encode with the model's own tokenizer"
+            )
+
+
 def _prefill_rows(model: GenLIP, rows: PackedRows, next_position_G: Tensor) -> Prefix:
     rows = rows.to(model.device)
     shape = rows.input_ids_BS.shape
     packed = model.packed_attend(rows)
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
 
-    def attend(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor) -> Tensor:
-        keys.append(torch.unflatten(k_NHK, 0, shape))
-        values.append(torch.unflatten(v_NHK, 0, shape))
-        return packed(q_NHK, k_NHK, v_NHK)
+    def attend_layer(layer: LayerCache) -> Attend:
+        def attend(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor) -> Tensor:
+            layer.write(torch.unflatten(k_NHK, 0, shape), torch.unflatten(v_NHK, 0, shape), begin=0)
+            return packed(q_NHK, k_NHK, v_NHK)
 
-    attends = [attend] * model.config.num_hidden_layers
+        return attend
+
+    cache = Cache([LayerCache() for _ in range(model.config.num_hidden_layers)], num_tokens=shape[1])
+    attends = [attend_layer(layer) for layer in cache.layers]
     x_ND = model.run_blocks(model.embed_rows(rows), rows.position_ids_B3S, attends)
     last_GD = torch.unflatten(x_ND, 0, shape)[:, -1]
-    return Prefix(tuple(keys), tuple(values), last_GD, next_position_G.to(model.device))
-
-
-def _attend(q_NTHK: Tensor, k_NSHK: Tensor, v_NSHK: Tensor, mask: Tensor | None) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q_NTHK, k_NSHK, v_NSHK))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    if not bool(last_GD.isfinite().all()):
+        raise ModelError(
+            "the model's output is not finite: its weights are damaged, or too large for the number format; use an"
+            " earlier checkpoint, or float32 or bfloat16"
+        )
+    return Prefix(cache, last_GD, next_position_G.to(model.device))

@@ -11,6 +11,11 @@ from typing import Any
 from .errors import ModelError
 
 PRESETS = Path(__file__).parent / "presets"
+MODEL_TYPE = "genlip"
+# The name of the official class, and of ours in hf_genlip.py.
+ARCHITECTURE = "GenLIPModel"
+# Kinds of rotary positions that mean plain, unscaled angles.
+ROPE_TYPES = (None, "default", "mrope")
 # Official switches that change the computation. This package implements exactly one value of each.
 FIXED = {
     "hidden_act": "silu",
@@ -82,7 +87,8 @@ class GenLIPConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "GenLIPConfig":
         """Reads the official key style; keys without effect on the computation are ignored.
 
-        A missing `text_embed_dim` means the hidden width. `mrope_section` may stand alone or inside `rope_scaling`.
+        A missing `text_embed_dim` means the hidden width. `mrope_section` and `rope_theta` may stand alone or inside
+        `rope_scaling` (`rope_parameters` in files written by transformers 5).
 
         Raises:
             ModelError: a required key is missing, a value is out of range, a key looks misspelt, or an official
@@ -92,10 +98,7 @@ class GenLIPConfig:
         for name, only in FIXED.items():
             if values.pop(name, only) != only:
                 raise ModelError(f"model config: only {name}={only!r} is implemented; change it in config.json")
-        section = (values.pop("rope_scaling", None) or {}).get("mrope_section")
-        section = values.get("mrope_section", section)
-        if section is not None:
-            values["mrope_section"] = tuple(section)
+        values |= rope_values(values)
         values.setdefault("text_embed_dim", values.get("hidden_size"))
         names = {field.name for field in dataclasses.fields(cls)}
         _reject_misspelt(set(values) - names, names - set(values))
@@ -109,7 +112,8 @@ class GenLIPConfig:
         values = dataclasses.asdict(self)
         section = values.pop("mrope_section")
         scaling = {"type": "mrope", "mrope_section": list(section)}
-        return {**values, **FIXED, "rope_scaling": scaling, "model_type": "genlip", "architectures": ["GenLIPModel"]}
+        names = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE]}
+        return {**values, **FIXED, "rope_scaling": scaling, **names}
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "GenLIPConfig":
@@ -132,6 +136,20 @@ class GenLIPConfig:
 def list_presets() -> list[str]:
     """Names accepted by `GenLIPConfig.preset`."""
     return sorted(path.stem for path in PRESETS.glob("*.json"))
+
+
+def rope_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`mrope_section` and `rope_theta`, wherever a config.json keeps them; a missing one is left out."""
+    nested = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(nested, Mapping):
+        raise ModelError(f"model config: rope_scaling must be an object, got {nested!r}")
+    for key in ("type", "rope_type"):
+        if nested.get(key) not in ROPE_TYPES:
+            raise ModelError(f"model config: rotary positions of {key} {nested[key]!r} are not implemented")
+    found = {name: values.get(name, nested.get(name)) for name in ("mrope_section", "rope_theta")}
+    if isinstance(found["mrope_section"], list):
+        found["mrope_section"] = tuple(found["mrope_section"])
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _names_of_type(kind: type) -> list[str]:

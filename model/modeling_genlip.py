@@ -4,14 +4,14 @@ Shape legend: B rows, S tokens of a row, N = B * S flat tokens, D hidden width, 
 K channels of a head, L labelled tokens, P image tokens of one image, C channels and p side of a patch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import plan_attention, prefix_attention
+from .attention import BackendChoice, choose_backend, plan_attention, prefix_attention
 from .batch import EncodedSample, PackedRows, Patches, pack_rows
 from .configuration_genlip import GenLIPConfig
 from .errors import ModelError
@@ -21,6 +21,8 @@ from .rope import rope_cos_sin
 
 # Patches [P, C, p, p] and their grid (rows, columns), as ImageProcessor.patches returns them.
 ImagePatches = tuple[Patches, tuple[int, int]]
+# Block, x, cos, sin, attend, drop group to the block's output.
+RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor, Attend, Tensor | None], Tensor]
 
 
 class LossOutput(NamedTuple):
@@ -44,6 +46,8 @@ class GenLIP(nn.Module):
     Attributes:
         gradient_checkpointing: recompute every block in the backward pass instead of keeping its activations.
         drop_path_per: "sample" drops branches per sample; "row" per packed row, as the official code does.
+        attention: back end of packed rows. "auto" is variable-length flash attention on CUDA in bfloat16 or float16
+            and "sdpa" elsewhere; "varlen", "flex" and "sdpa" ask for one.
     """
 
     def __init__(self, config: GenLIPConfig) -> None:
@@ -51,6 +55,8 @@ class GenLIP(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.drop_path_per: Literal["sample", "row"] = "sample"
+        self.attention: BackendChoice = "auto"
+        self._run_training_block: RunBlock = _run_block
         d, t = config.hidden_size, config.text_embed_dim
         self.vision_embeddings = VisionEmbeddings(config)
         self.visual = BlockStack(config)
@@ -73,7 +79,8 @@ class GenLIP(nn.Module):
         Only labelled positions reach the LM head. Without any label the sum is 0 and still has a gradient graph.
 
         Raises:
-            ModelError: `rows` do not fit the model (token id, patch shape).
+            ModelError: `rows` do not fit the model (token id, patch shape), or `attention` names a back end that
+                cannot run here.
         """
         x_ND = self._run_rows(rows)
         targets_L = rows.input_ids_BS.flatten()[rows.label_index_L]
@@ -98,6 +105,8 @@ class GenLIP(nn.Module):
 
     def encode_images(self, images: Sequence[ImagePatches]) -> list[Tensor]:
         """Vision features [P, D] of every image, computed in one pass."""
+        if not images:
+            return []
         samples = [EncodedSample(patches, grid, prompt_ids=(), caption_ids=()) for patches, grid in images]
         num_tokens = [sample.num_tokens for sample in samples]
         rows = pack_rows([samples], sum(num_tokens)).to(self.device)
@@ -134,17 +143,31 @@ class GenLIP(nn.Module):
         cos, sin = rope_cos_sin(position_ids_B3S, self.config, x_ND.dtype)
         if x_ND.dim() == 2:
             cos, sin = cos.flatten(0, 1), sin.flatten(0, 1)
+        run = self._run_training_block if self.training else _run_block
         for block, attend in zip(self.visual.layers, attends, strict=True):
             if self.gradient_checkpointing and self.training:
-                x_ND = checkpoint(block, x_ND, cos, sin, attend, drop_group_N, use_reentrant=False)
+                x_ND = checkpoint(run, block, x_ND, cos, sin, attend, drop_group_N, use_reentrant=False)
             else:
-                x_ND = block(x_ND, cos, sin, attend, drop_group_N)
+                x_ND = run(block, x_ND, cos, sin, attend, drop_group_N)
         return x_ND
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compiles the block, one graph for all layers, for passes in training mode; evaluation stays eager.
+
+        The first step is slow, and so is the first one with another number of samples, which compiles for any number.
+        Parameter names and results do not change, but with "inductor" DropPath draws other numbers.
+
+        Args:
+            backend: of `torch.compile`; "inductor" needs a C++ compiler on a CPU.
+        """
+        self._run_training_block = torch.compile(_run_block, fullgraph=True, backend=backend)
 
     def packed_attend(self, rows: PackedRows) -> Attend:
         """The prefix-LM attention of these rows, planned once for all blocks."""
         num_rows, row_tokens = rows.input_ids_BS.shape
-        plan = plan_attention(rows.segments_M4, num_rows, row_tokens, rows.input_ids_BS.device)
+        device = rows.input_ids_BS.device
+        backend = choose_backend(self.attention, device, self._compute_dtype(), self.config.head_dim)
+        plan = plan_attention(rows.segments_M4, num_rows, row_tokens, device, backend)
         return lambda q, k, v: prefix_attention(q, k, v, plan)
 
     @torch.no_grad()
@@ -173,6 +196,12 @@ class GenLIP(nn.Module):
                 values = torch.empty(linear.weight.shape).uniform_(-bound, bound, generator=generator)
                 linear.weight.copy_(values)
 
+    def _compute_dtype(self) -> torch.dtype:
+        """What queries, keys and values are computed in."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return self.lm_head.weight.dtype
+
     def _run_rows(self, rows: PackedRows) -> Tensor:
         attends = [self.packed_attend(rows)] * self.config.num_hidden_layers
         drop_group_N = self._drop_groups(rows) if self.training else None
@@ -200,3 +229,10 @@ class GenLIP(nn.Module):
                 f"patches of shape {list(rows.patches_NCPP.shape[1:])} do not fit a model of {list(expected)};"
                 " use an ImageProcessor with the model's patch_size"
             )
+
+
+def _run_block(
+    block: nn.Module, x_ND: Tensor, cos_NK: Tensor, sin_NK: Tensor, attend: Attend, drop_group_N: Tensor | None
+) -> Tensor:
+    out_ND: Tensor = block(x_ND, cos_NK, sin_NK, attend, drop_group_N)
+    return out_ND

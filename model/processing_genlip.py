@@ -1,4 +1,4 @@
-"""From an image file to uint8 patches, exactly as the published models saw them.
+"""From an image file to uint8 patches, exactly as the published models saw them, or faster and nearly so.
 
 Shape legend: P patches (row-major over the grid), C = 3 channels, p patch side in pixels.
 """
@@ -7,14 +7,15 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from .errors import ModelError
 
@@ -93,12 +94,26 @@ class ImageProcessor:
             image: a PIL image (made RGB by `load_rgb`'s rules if it is not) or uint8 pixels [height, width, 3].
         """
         picture = _as_picture(image)
-        num_rows, num_columns = self.grid(picture.width, picture.height)
-        p = self.patch_size
-        resized = picture.resize((num_columns * p, num_rows * p), Image.Resampling.BILINEAR)
-        tiles = np.asarray(resized).reshape(num_rows, p, num_columns, p, 3)
-        patches = np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, p, p)
-        return patches, (num_rows, num_columns)
+        grid = self.grid(picture.width, picture.height)
+        return self._cut(picture, grid), grid
+
+    def load_patches(
+        self, file: bytes | str | Path, exact: bool = True
+    ) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+        """Decodes a file by `load_rgb`'s rules and cuts it: uint8 [P, 3, p, p] and the grid.
+
+        With `exact=False`, a JPEG at least twice as large as needed is decoded at 1/2, 1/4 or 1/8 of its size: same
+        grid, less than half the time for 2000 pixels. On photographs pixels differ by 1 to 2 of 255 on average, and
+        by up to 45 at hard edges. Smaller JPEGs and other formats give the exact result at no gain.
+
+        Raises:
+            ModelError: as `load_rgb` and `grid`.
+        """
+        if exact:
+            return self.patches(load_rgb(file))
+        grid = self.grid(*_upright_size(file))
+        num_rows, num_columns = grid
+        return self._cut(load_rgb(file, (num_columns * self.patch_size, num_rows * self.patch_size)), grid), grid
 
     def to_dict(self) -> dict[str, Any]:
         """Content of preprocessor_config.json."""
@@ -124,6 +139,13 @@ class ImageProcessor:
             " ImageProcessor(...).to_dict()"
         )
 
+    def _cut(self, picture: Image.Image, grid: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        num_rows, num_columns = grid
+        p = self.patch_size
+        resized = picture.resize((num_columns * p, num_rows * p), Image.Resampling.BILINEAR)
+        tiles = np.asarray(resized).reshape(num_rows, p, num_columns, p, 3)
+        return np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, p, p)
+
     def _native_grid(self, width: int, height: int) -> tuple[int, int]:
         """The official stage-2 resize: each side to the nearest patch (half to even), then the area into the budget."""
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
@@ -143,20 +165,54 @@ class ImageProcessor:
         return num_rows, num_columns
 
 
-def load_rgb(image: bytes | str | Path | Image.Image) -> Image.Image:
+def load_rgb(image: bytes | str | Path | Image.Image, at_least_px: tuple[int, int] | None = None) -> Image.Image:
     """Decodes an image to upright 8-bit RGB.
 
-    EXIF orientation is applied, transparency is composited on white, palettes, grey, CMYK and 16-bit are converted.
+    EXIF orientation is applied, transparency is composited on white, palettes, grey, CMYK and 16-bit are converted, and
+    of an animation the first frame is taken.
+
+    Args:
+        image: content or path of a file, or a PIL image.
+        at_least_px: (width, height) that is enough: a much larger JPEG file is decoded at a fraction of its size,
+            which is faster and no longer exact. None: the whole image.
 
     Raises:
         ModelError: the bytes are no image, are cut short, or hold a kind of pixel without a defined range.
     """
-    source = "image" if isinstance(image, bytes | Image.Image) else f"image {image}"
-    try:
-        if isinstance(image, Image.Image):
+    if isinstance(image, Image.Image):
+        with _decoding("image"):
             return _to_rgb(ImageOps.exif_transpose(image))
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return _to_rgb(ImageOps.exif_transpose(opened))
+    with _opened(image) as opened:
+        if at_least_px:
+            opened.draft(None, _turned(at_least_px, opened))
+        return _to_rgb(ImageOps.exif_transpose(opened))
+
+
+def _upright_size(file: bytes | str | Path) -> tuple[int, int]:
+    """(width, height) in pixels, from the file's header."""
+    with _opened(file) as opened:
+        return _turned(opened.size, opened)
+
+
+def _turned(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
+    """The size with its sides exchanged if EXIF lays the image on its side."""
+    return size[::-1] if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else size
+
+
+@contextmanager
+def _opened(file: bytes | str | Path) -> Iterator[Image.Image]:
+    with (
+        _decoding("image" if isinstance(file, bytes) else f"image {file}"),
+        Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened,
+    ):
+        yield opened
+
+
+@contextmanager
+def _decoding(source: str) -> Iterator[None]:
+    """Whatever goes wrong inside is the file's fault."""
+    try:
+        yield
     except DAMAGED_FILE_ERRORS as error:
         raise ModelError(f"{source} cannot be decoded ({error}); drop the sample or replace the file") from error
 
@@ -167,8 +223,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I"):
         # 16-bit grey, which Pillow would clip at 255 instead of scaling.
-        pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.int64)
+        pixels = (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
+        pixels[values == image.info.get("transparency")] = 255
+        return Image.fromarray(pixels).convert("RGB")
     if image.mode == "F":
         raise ModelError("floating point pixels have no defined range; convert the image to 8 bits first")
     if image.has_transparency_data:

@@ -10,7 +10,11 @@ from .configuration_genlip import GenLIPConfig
 
 
 def rope_cos_sin(position_ids_B3S: Tensor, config: GenLIPConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for every token and channel, each [B, S, K]; angles are computed in float32.
+    """Cosine and sine for every token and channel, each [B, S, K].
+
+    Angles, cosines and sines are computed in float32 and then rounded to `dtype`, as in the official code. In bfloat16
+    the rotation so has the relative error of any product there, at all positions alike: rounding the angles instead
+    would cost whole radians from position 512 on.
 
     Channel pair i turns with frequency theta^(-2i/K) on one axis: height if i mod 3 = 1 and i < 3*section[1], width
     if i mod 3 = 2 and i < 3*section[2], time otherwise (section[0] is never read, as in the official code).
@@ -28,7 +32,9 @@ def rope_cos_sin(position_ids_B3S: Tensor, config: GenLIPConfig, dtype: torch.dt
 
 
 def apply_rope(x_SHK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
-    """Rotates channel i against channel i + K/2; leading dimensions before S are free."""
+    """Rotates channel i against channel i + K/2, in the type of x; leading dimensions before S are free."""
+    # Under autocast x is narrower than the residual stream, from which the type of cos and sin was taken.
+    cos_SK, sin_SK = cos_SK.to(x_SHK.dtype), sin_SK.to(x_SHK.dtype)
     first, second = x_SHK.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return x_SHK * cos_SK.unsqueeze(-2) + turned * sin_SK.unsqueeze(-2)

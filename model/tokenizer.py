@@ -194,12 +194,12 @@ def _load_transformers_tokenizer(name_or_path: str) -> Any:
     except ImportError as error:
         raise ModelError("Hugging Face tokenizers need transformers; run: pip install 'transformers>=5,<6'") from error
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(name_or_path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as not_local:
         if Path(name_or_path).exists():
             raise ModelError(f"tokenizer {name_or_path}: the folder does not load ({not_local})") from not_local
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"tokenizer {name_or_path}: neither a folder nor downloadable ({error}); check the name, or pass a folder"

@@ -1,27 +1,32 @@
-"""A trained model as a folder: weights and config in the official names, processor and tokenizer beside them."""
+"""Reads a model folder: weights in the official names, dimensions from the tensors, processor and tokenizer beside."""
 
 import json
-import os
 import re
-import shutil
-import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from .configuration_genlip import GenLIPConfig
+from .configuration_genlip import GenLIPConfig, rope_values
 from .errors import ModelError
+from .export import CONFIG_FILE, INDEX_FILE, PROCESSOR_FILE, WEIGHTS_FILE
 from .modeling_genlip import GenLIP
 from .processing_genlip import ImageProcessor
 from .tokenizer import Tokenizer, load_tokenizer
 
-CONFIG_FILE = "config.json"
-PROCESSOR_FILE = "preprocessor_config.json"
+# What decides the dimensions, with the number of axes it has.
+DECIDING_TENSORS = {
+    "vision_embeddings.patch_embedding.weight": 4,
+    "embeddings.weight": 2,
+    "visual.layers.0.mlp.fc1.weight": 2,
+    "visual.layers.0.self_attn.q_proj.weight": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -33,75 +38,87 @@ class LoadedModel:
     processor: ImageProcessor
 
 
-def save_model(folder: Path | str, model: GenLIP, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
-    """Writes the folder; it appears complete or not at all. A model folder already there is replaced.
-
-    Raises:
-        ModelError: `folder` holds something that is not a model.
-    """
-    target = Path(folder)
-    if target.exists() and not (target / CONFIG_FILE).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelError(f"{target} exists and is no model folder; choose another name or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    fresh.mkdir()
-    try:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(state, fresh / "model.safetensors", metadata={"format": "pt"})
-        _write_json(fresh / CONFIG_FILE, model.config.to_dict())
-        _write_json(fresh / PROCESSOR_FILE, processor.to_dict())
-        tokenizer.save(fresh)
-        _replace_folder(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
     """Reads a folder written by `save_model`, or an official export, in evaluation mode and the stored dtype.
 
+    Raises:
+        ModelError: as in `load_weights`; or processor or tokenizer are missing or do not fit.
+    """
+    folder = Path(folder)
+    model = load_weights(folder, device)
+    patch_size = model.config.patch_size
+    processor = ImageProcessor.from_dict({"patch_size": patch_size, **_read_json(folder / PROCESSOR_FILE)})
+    if processor.patch_size != patch_size:
+        raise ModelError(f"{folder}: processor has patch_size {processor.patch_size}, weights {patch_size}")
+    return LoadedModel(model, load_tokenizer(folder), processor)
+
+
+def load_weights(folder: Path | str, device: torch.device | str = "cpu") -> GenLIP:
+    """Reads config.json and safetensors alone: the network, in evaluation mode and the stored dtype.
+
     Widths, depth and switches come from the tensors (published config files leave some out or contradict them);
-    heads, rotary settings and epsilon from config.json.
+    heads, rotary settings and epsilon from config.json. Heads that it lacks are guessed, with a warning. Pickle files
+    are never read.
 
     Raises:
-        ModelError: a file is missing, or tensors are missing, unexpected or mis-shaped.
+        ModelError: a file is missing or damaged, tensors are missing, unexpected or mis-shaped, or the config does not
+            fit them.
     """
     folder = Path(folder)
     tensors = _read_tensors(folder)
     shape = _shape_of_model(tensors, folder)
-    values = {**_read_json(folder / CONFIG_FILE), **shape}
-    section = (values.get("rope_scaling") or {}).get("mrope_section")
-    if section and "num_attention_heads" not in values:
-        # In the published shapes the rotary sections cover half a head.
-        values["num_attention_heads"] = shape["hidden_size"] // (2 * sum(section))
-    config = GenLIPConfig.from_dict(values)
+    values = _read_json(folder / CONFIG_FILE)
+    try:
+        if "num_attention_heads" not in values:
+            values["num_attention_heads"] = _guess_heads(values, shape["hidden_size"])
+        config = GenLIPConfig.from_dict(values | shape)
+    except ModelError as error:
+        raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
     with torch.device("meta"):
         model = GenLIP(config)
     _check_tensors(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}, folder)
     model.load_state_dict(tensors, assign=True)
-    processor = ImageProcessor.from_dict({"patch_size": config.patch_size, **_read_json(folder / PROCESSOR_FILE)})
-    if processor.patch_size != config.patch_size:
-        raise ModelError(f"{folder}: processor has patch_size {processor.patch_size}, weights {config.patch_size}")
-    return LoadedModel(model.to(device).eval(), load_tokenizer(folder), processor)
+    return model.to(device).eval()
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder} holds no model*.safetensors; pass a folder written by save_model")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        try:
+            tensors |= load_file(file)
+        except FileNotFoundError as error:
+            raise ModelError(f"{file} is missing although {INDEX_FILE} lists it; copy the whole folder") from error
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file} is damaged or no safetensors file ({error}); copy it again") from error
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS_FILE).exists():
+        return [folder / WEIGHTS_FILE]
+    if (folder / INDEX_FILE).exists():
+        weight_map = _read_json(folder / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{folder / INDEX_FILE} has no weight_map; copy it again")
+        return [folder / name for name in sorted(set(weight_map.values()))]
+    if files := sorted(folder.glob("model-*.safetensors")):
+        return files
+    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+    why = f"; {pickled[0]} is a pickle file, which may run code and is not read" if pickled else ""
+    raise ModelError(f"{folder} holds no {WEIGHTS_FILE}{why}; pass a folder written by save_model")
 
 
 def _shape_of_model(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
     """The config values that the tensors decide."""
-    needed = [
-        "vision_embeddings.patch_embedding.weight",
-        "embeddings.weight",
-        "visual.layers.0.mlp.fc1.weight",
-        "visual.layers.0.self_attn.q_proj.weight",
-    ]
-    if missing := [name for name in needed if name not in tensors]:
-        raise ModelError(f"{folder}: no GenLIP weights, {', '.join(missing)} missing; found {sorted(tensors)[:4]} ...")
-    patch, table, fc1, q_proj = (tensors[name] for name in needed)
+    if missing := [name for name in DECIDING_TENSORS if name not in tensors]:
+        raise ModelError(
+            f"{folder}: no GenLIP weights, {', '.join(missing)} missing; found {sorted(tensors)[:4]} ..., which is"
+            " another model"
+        )
+    for name, num_axes in DECIDING_TENSORS.items():
+        if tensors[name].dim() != num_axes:
+            raise ModelError(f"{folder}: {name} must have {num_axes} axes, got shape {list(tensors[name].shape)}")
+    patch, table, fc1, q_proj = (tensors[name] for name in DECIDING_TENSORS)
     layers = {int(match[1]) for name in tensors if (match := re.match(r"visual\.layers\.(\d+)\.", name))}
     shape: dict[str, Any] = {
         "hidden_size": patch.shape[0],
@@ -119,6 +136,24 @@ def _shape_of_model(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, An
     return shape
 
 
+def _guess_heads(values: Mapping[str, Any], width: int) -> int:
+    """In the published shapes the rotary sections cover half a head."""
+    section = rope_values(values).get("mrope_section")
+    is_usable = isinstance(section, tuple) and all(type(n) is int and n > 0 for n in section)
+    if not section or not is_usable or width % (2 * sum(section)):
+        raise ModelError(
+            f"no num_attention_heads, and the rotary sections ({section}) do not tell how"
+            f" many heads a width of {width} has; add num_attention_heads"
+        )
+    num_heads: int = width // (2 * sum(section))
+    warnings.warn(
+        f"config.json has no num_attention_heads: assuming {num_heads}, from the rotary sections {section};"
+        " if that is wrong, features are too, so add the number to the file",
+        stacklevel=4,
+    )
+    return num_heads
+
+
 def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], folder: Path) -> None:
     problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
     problems += [f"unexpected {name} {list(tensors[name].shape)}" for name in tensors if name not in expected]
@@ -127,31 +162,19 @@ def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.S
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
+    problems += [f"not floating point: {name} ({t.dtype})" for name, t in tensors.items() if not t.is_floating_point()]
     if problems:
         shown = "\n  ".join(problems[:20]) + ("\n  ..." if len(problems) > 20 else "")
         raise ModelError(f"{folder}: {len(problems)} tensors do not fit the model:\n  {shown}")
 
 
-def _replace_folder(fresh: Path, target: Path) -> None:
-    """Renames over an existing folder; the old one is moved aside first because a full folder cannot be replaced."""
-    if not target.exists():
-        os.rename(fresh, target)
-        return
-    old = fresh.with_suffix(".old")
-    os.rename(target, old)
-    os.rename(fresh, target)
-    shutil.rmtree(old)
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing; pass a folder written by save_model") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not valid JSON ({error}); restore it from the export") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} must hold a JSON object, got {type(values).__name__}; restore it from the export")
     return values

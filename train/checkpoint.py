@@ -68,7 +68,8 @@ def save_checkpoint(
     folder = run_dir / "checkpoints" / f"step-{state.step:08d}"
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     if ranks.is_first:
-        save_model(folder / "model", engine.module, tokenizer, processor)
+        facts = {"Run": run_dir.resolve().name, "Samples seen": f"{state.samples_seen:,}", "Steps": f"{state.step:,}"}
+        save_model(folder / "model", engine.module, tokenizer, processor, facts)
     dist.barrier()
     if ranks.is_first:
         record = json.dumps(asdict(state) | {"world_size": ranks.world_size})

@@ -1,10 +1,14 @@
 """The model against numbers from the official code (tests/golden/genlip/README.md says how they were made).
 
-The folder of golden files may be replaced by the environment variable GENLIP_GOLDEN.
+The environment variable GENLIP_GOLDEN names another folder of the same layout; its models and cases are discovered.
+Every number is checked twice: on a model built in process, and on one that went official file, our folder, reloaded.
 """
 
 import json
 import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,18 +16,31 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model import EncodedSample, GenLIP, GenLIPConfig, PackedRows, generate_ids, pack_rows
+from model import (
+    EncodedSample,
+    GenLIP,
+    GenLIPConfig,
+    ImageProcessor,
+    PackedRows,
+    SentencePieceTokenizer,
+    generate_ids,
+    load_model,
+    load_weights,
+    pack_rows,
+    save_model,
+)
 from model.attention import plan_attention, prefix_attention
 from model.cache import append_token, inference, prefill
 from model.rope import rope_cos_sin
 
-FOLDER = Path(os.environ.get("GENLIP_GOLDEN", Path(__file__).parents[1] / "golden" / "genlip"))
+SHIPPED = Path(__file__).parents[1] / "golden" / "genlip"
+FOLDER = Path(os.environ.get("GENLIP_GOLDEN", SHIPPED))
 
 
 def cases(kind: str) -> list[tuple[str, str]]:
     """(model, case) for every stored case whose name starts with `case_{kind}`."""
-    paths = sorted(FOLDER.glob(f"*.case_{kind}*.safetensors"))
-    return [(path.name.split(".")[0], path.name.split(".")[1]) for path in paths]
+    matches = (re.fullmatch(rf"(.+)\.(case_{kind}.*)\.safetensors", path.name) for path in sorted(FOLDER.iterdir()))
+    return [(match[1], match[2]) for match in matches if match]
 
 
 def row_cases() -> list[tuple[str, str]]:
@@ -31,11 +48,43 @@ def row_cases() -> list[tuple[str, str]]:
     return [case for kind in "abc" for case in cases(kind)]
 
 
-def load_golden_model(name: str) -> GenLIP:
+LoadModel = Callable[[str], GenLIP]
+
+
+@pytest.fixture(params=["in process", "folder"])
+def load_golden_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadModel:
+    """Gives the model of a name in evaluation mode, fresh on every call."""
+    return build_model if request.param == "in process" else lambda name: reload_model(name, tmp_path_factory)
+
+
+def build_model(name: str) -> GenLIP:
     config = json.loads((FOLDER / f"{name}.config.json").read_text())
     model = GenLIP(GenLIPConfig.from_dict(config))
     model.load_state_dict(load_file(FOLDER / f"{name}.weights.safetensors"))
     return model.eval()
+
+
+def reload_model(name: str, tmp_path_factory: pytest.TempPathFactory) -> GenLIP:
+    """From the official files through a folder of ours, which is written once."""
+    folder = tmp_path_factory.getbasetemp() / f"golden-{name}"
+    if not folder.exists():
+        official = tmp_path_factory.mktemp("official")
+        shutil.copy(FOLDER / f"{name}.weights.safetensors", official / "model.safetensors")
+        shutil.copy(FOLDER / f"{name}.config.json", official / "config.json")
+        model = load_weights(official)
+        tokenizer = SentencePieceTokenizer.train(["a red cup"], vocab_size=300)
+        save_model(folder, model, tokenizer, ImageProcessor("native", patch_size=model.config.patch_size))
+    return load_model(folder).model
+
+
+def test_the_golden_folder_holds_models_with_cases() -> None:
+    """Discovery that finds nothing would leave every other test of this file without work."""
+    assert row_cases(), f"{FOLDER} holds no *.case_a*, b or c"
+    if FOLDER == SHIPPED:
+        assert all(cases(kind) for kind in "abcdefg")
+    for name, _ in [case for kind in "abcdefg" for case in cases(kind)]:
+        assert (FOLDER / f"{name}.weights.safetensors").exists()
+        assert (FOLDER / f"{name}.config.json").exists()
 
 
 def load_case(name: str, case: str) -> dict[str, Tensor]:
@@ -52,7 +101,7 @@ def sample_tags(case_name: str, case: dict[str, Tensor]) -> list[str]:
     return [f"{kind}.{number}" for number in case["in.samples"].tolist()]
 
 
-def rows_of(case_name: str, case: dict[str, Tensor]) -> PackedRows:
+def rows_of(name: str, case_name: str, case: dict[str, Tensor]) -> PackedRows:
     """The case's inputs through the official-tensor door."""
     samples = load_samples()
     pixels = torch.cat([samples[f"{tag}.pixel_values"] for tag in sample_tags(case_name, case)])
@@ -63,8 +112,14 @@ def rows_of(case_name: str, case: dict[str, Tensor]) -> PackedRows:
         case["in.sample_ids"],
         case["in.image_mask"],
         pixels,
-        patch_size=16,
+        patch_size=patch_size(name),
     )
+
+
+def patch_size(name: str) -> int:
+    """In pixels; it has the same value for all models of a folder, because they share the samples."""
+    side: int = json.loads((FOLDER / f"{name}.config.json").read_text())["patch_size"]
+    return side
 
 
 def close(actual: Tensor, expected: Tensor, atol: float) -> None:
@@ -78,9 +133,9 @@ def mean_loss(model: GenLIP, rows: PackedRows) -> Tensor:
 
 @pytest.mark.parametrize(("name", "case_name"), row_cases())
 @torch.no_grad()
-def test_logits_features_and_loss(name: str, case_name: str) -> None:
+def test_logits_features_and_loss(load_golden_model: LoadModel, name: str, case_name: str) -> None:
     model, case = load_golden_model(name), load_case(name, case_name)
-    rows = rows_of(case_name, case)
+    rows = rows_of(name, case_name, case)
     valid = case["out.valid"]
     assert torch.equal(rows.sample_ids_BS >= 0, valid)
     close(model.logits(rows)[valid], case["out.logits"], 1e-4)
@@ -90,9 +145,9 @@ def test_logits_features_and_loss(name: str, case_name: str) -> None:
 
 @pytest.mark.parametrize(("name", "case_name"), [c for c in row_cases() if "out.embeds" in load_case(*c)])
 @torch.no_grad()
-def test_every_step_of_the_forward_pass(name: str, case_name: str) -> None:
+def test_every_step_of_the_forward_pass(load_golden_model: LoadModel, name: str, case_name: str) -> None:
     model, case = load_golden_model(name), load_case(name, case_name)
-    rows = rows_of(case_name, case)
+    rows = rows_of(name, case_name, case)
     valid = case["out.valid"]
     layer_outputs: list[Tensor] = []
     for block in model.visual.layers:
@@ -112,7 +167,7 @@ def test_every_step_of_the_forward_pass(name: str, case_name: str) -> None:
 def test_attention_sees_exactly_the_official_mask(name: str, case_name: str) -> None:
     """With equal scores and one-hot values the output row is the mask row divided by its sum."""
     case = load_case(name, case_name)
-    rows = rows_of(case_name, case)
+    rows = rows_of(name, case_name, case)
     num_rows, row_tokens = rows.input_ids_BS.shape
     plan = plan_attention(rows.segments_M4, num_rows, row_tokens, torch.device("cpu"))
     num_tokens = num_rows * row_tokens
@@ -136,8 +191,8 @@ def single_turn_cases() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "case_name"), single_turn_cases())
 def test_our_packing_lays_samples_out_like_the_official_one(name: str, case_name: str) -> None:
     case, samples = load_case(name, case_name), load_samples()
-    official = rows_of(case_name, case)
-    encoded = [encoded_sample(samples, tag) for tag in sample_tags(case_name, case)]
+    official = rows_of(name, case_name, case)
+    encoded = [encoded_sample(samples, tag, patch_size(name)) for tag in sample_tags(case_name, case)]
     split = torch.tensor(case["in.samples_per_row"].tolist()).cumsum(0).tolist()
     rows = [encoded[begin:end] for begin, end in zip([0, *split[:-1]], split, strict=True)]
     ours = pack_rows(rows, official.input_ids_BS.shape[1])
@@ -146,25 +201,26 @@ def test_our_packing_lays_samples_out_like_the_official_one(name: str, case_name
     assert torch.equal(ours.patches_NCPP, official.patches_NCPP)
 
 
-def encoded_sample(samples: dict[str, Tensor], tag: str) -> EncodedSample:
+def encoded_sample(samples: dict[str, Tensor], tag: str, side: int) -> EncodedSample:
     """The official sample, cut into the parts our packing starts from."""
     grid = tuple(samples[f"{tag}.image_grid_thw"][0, 1:].tolist())
     num_image = grid[0] * grid[1]
     ids, labels = samples[f"{tag}.input_ids"], samples[f"{tag}.labels"]
     caption = int((labels != -100).nonzero()[0])
     pixels = samples[f"{tag}.pixel_values"]
-    patches = pixels.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 16, 16)
+    patches = pixels.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     return EncodedSample(patches.numpy(), grid, ids[num_image:caption].tolist(), ids[caption:].tolist())
 
 
 @pytest.mark.parametrize(("name", "case_name"), cases("d"))
 @torch.no_grad()
-def test_image_encoder(name: str, case_name: str) -> None:
+def test_image_encoder(load_golden_model: LoadModel, name: str, case_name: str) -> None:
     model, case, samples = load_golden_model(name), load_case(name, case_name), load_samples()
     tags = sorted(key.split(".")[0] for key in case if key.endswith(".features"))
     images = []
     for tag in tags:
-        sample = encoded_sample(samples, tag.replace("fixed", "stage1.").replace("navit", "navit."))
+        stored = tag.replace("fixed", "stage1.").replace("navit", "navit.")
+        sample = encoded_sample(samples, stored, model.config.patch_size)
         images.append((sample.patches, tuple(case[f"{tag}.grid_thw"][0, 1:].tolist())))
     assert images
     for tag, image, together in zip(tags, images, model.encode_images(images), strict=True):
@@ -177,9 +233,9 @@ def test_image_encoder(name: str, case_name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "case_name"), cases("e"))
-def test_greedy_decoding_with_cache(name: str, case_name: str) -> None:
+def test_greedy_decoding_with_cache(load_golden_model: LoadModel, name: str, case_name: str) -> None:
     model, case, samples = load_golden_model(name), load_case(name, case_name), load_samples()
-    sample = encoded_sample(samples, "stage1.0")
+    sample = encoded_sample(samples, "stage1.0", model.config.patch_size)
     image = (sample.patches, sample.grid)
     prompt_ids = case["prompt_ids"][0, len(sample.patches) :].tolist()
     tokens = case["tokens"].tolist()
@@ -194,13 +250,13 @@ def test_greedy_decoding_with_cache(name: str, case_name: str) -> None:
 
 @pytest.mark.parametrize(("name", "case_name"), cases("f"))
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients(name: str, case_name: str, checkpointing: bool) -> None:
+def test_gradients(load_golden_model: LoadModel, name: str, case_name: str, checkpointing: bool) -> None:
     model, gradients = load_golden_model(name), load_case(name, case_name)
     for block in model.visual.layers:
         block.drop_path.rate = 0.0
     model.train()
     model.gradient_checkpointing = checkpointing
-    mean_loss(model, rows_of("case_b2_packed_rows", load_case(name, "case_b2_packed_rows"))).backward()
+    mean_loss(model, rows_of(name, "case_b2_packed_rows", load_case(name, "case_b2_packed_rows"))).backward()
     parameters = dict(model.named_parameters())
     assert set(parameters) == set(gradients)
     for key, expected in gradients.items():
@@ -208,15 +264,17 @@ def test_gradients(name: str, case_name: str, checkpointing: bool) -> None:
         assert (parameters[key].grad - expected).norm() <= 1e-4 * expected.norm() + 1e-7, key
 
 
-@pytest.mark.parametrize("name", [path.name.split(".")[0] for path in FOLDER.glob("*.case_g_trace.json")])
-def test_training_trace(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [path.name.removesuffix(".case_g_trace.json") for path in FOLDER.glob("*.case_g_trace.json")]
+)
+def test_training_trace(load_golden_model: LoadModel, name: str) -> None:
     """Eight AdamW steps with the learning rates of the trace: losses, gradient norms and final weights."""
     model, log = load_golden_model(name), json.loads((FOLDER / f"{name}.case_g_trace.json").read_text())
     optimiser = torch.optim.AdamW(
         model.parameters(), betas=tuple(log["betas"]), eps=log["eps"], weight_decay=log["hyper"]["weight_decay"]
     )
     for step in log["trace"]:
-        rows = rows_of(step["batch"], load_case(name, step["batch"]))
+        rows = rows_of(name, step["batch"], load_case(name, step["batch"]))
         loss = mean_loss(model, rows)
         optimiser.zero_grad()
         loss.backward()

@@ -201,12 +201,14 @@ def test_from_tensors_equals_pack_rows() -> None:
         assert torch.equal(torch.as_tensor(getattr(rebuilt, name)), torch.as_tensor(value)), name
 
 
-def from_tensors(ids: list[int], is_image: list[bool], labels: list[int], num_patches: int) -> PackedRows:
-    sample_ids = torch.tensor([ids])
+def from_tensors(
+    sample: list[int], is_image: list[bool], labels: list[int], num_patches: int, ids: list[int] | None = None
+) -> PackedRows:
+    sample_ids = torch.tensor([sample])
     return PackedRows.from_tensors(
-        input_ids_BS=torch.zeros_like(sample_ids),
+        input_ids_BS=torch.tensor([ids or [0] * len(sample)]),
         labels_BS=torch.tensor([labels]),
-        position_ids_B3S=torch.zeros(1, 3, len(ids), dtype=torch.int64),
+        position_ids_B3S=torch.zeros(1, 3, len(sample), dtype=torch.int64),
         sample_ids_BS=sample_ids,
         image_mask_BS=torch.tensor([is_image]),
         pixel_values=torch.zeros(num_patches, 3, 2, 2),
@@ -225,15 +227,31 @@ def test_from_tensors_rejects_what_attention_cannot_do() -> None:
     with pytest.raises(ModelError, match="count 0, 1, 2"):
         from_tensors([0, -1, 0], [True, False, False], none, 1)
     with pytest.raises(ModelError, match="has a label"):
-        from_tensors([0, 0, 1], [True, False, False], [-100, -100, 7], 1)
+        from_tensors([0, 0, 1], [True, False, False], [-100, -100, 7], 1, ids=[0, 5, 7])
+
+
+def test_from_tensors_rejects_labels_that_are_not_the_ids_and_negative_ids() -> None:
+    assert from_tensors([0, 0], [True, False], [-100, 7], 1, ids=[0, 7]).num_labels == 1
+    with pytest.raises(ModelError, match=r"label 8 at row 0, token 1 must be -100 or the id .* \(7\)"):
+        from_tensors([0, 0], [True, False], [-100, 8], 1, ids=[0, 7])
+    with pytest.raises(ModelError, match="row 0, token 1 must be"):
+        from_tensors([0, 0], [True, True], [-100, 0], 2)
+    with pytest.raises(ModelError, match="token id -200 is negative"):
+        from_tensors([0, 0], [True, False], [-100, 7], 1, ids=[-200, 7])
 
 
 def test_bad_samples_and_rows_are_refused() -> None:
     sample = make_sample(0, (2, 2), 1, 2)
     with pytest.raises(ModelError, match="row 1 has 14 tokens"):
         pack_rows([[sample], [sample, sample]], 13)
-    with pytest.raises(ModelError, match="no rows"):
+    with pytest.raises(ModelError, match="row 0 has 7 tokens in 1 samples but only 6 fit"):
+        pack_rows([[sample]], 6)
+    with pytest.raises(ModelError, match="0 rows"):
         pack_rows([], 13)
+    with pytest.raises(ModelError, match="1 rows of 0 tokens"):
+        pack_rows([[]], 0)
+    with pytest.raises(ModelError, match="token id -1 is negative"):
+        pack_rows([[dataclasses.replace(sample, caption_ids=[3, -1])]], 20)
     with pytest.raises(ModelError, match="grid"):
         dataclasses.replace(sample, grid=(2, 3))
     with pytest.raises(ModelError, match="uint8 or normalised float32"):

@@ -15,6 +15,7 @@ from model import (
     GenLIP,
     GenLIPConfig,
     ModelError,
+    PackedRows,
     count_parameters,
     flops_per_sample,
     list_presets,
@@ -22,6 +23,7 @@ from model import (
     pack_rows,
 )
 from model.layers import DropPath
+from model.rope import apply_rope, rope_cos_sin
 
 GOLDEN = Path(os.environ.get("GENLIP_GOLDEN", Path(__file__).parents[1] / "golden" / "genlip"))
 INIT_STATISTICS = json.loads((GOLDEN / "log.json").read_text())["identity"]["init_stats_hidden192"]
@@ -105,6 +107,21 @@ def test_initialisation_is_a_function_of_the_seed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def test_drop_path_draws_are_independent_between_samples() -> None:
+    """Two samples of a row share their fate as often as chance says, kept branches are scaled up."""
+    torch.manual_seed(0)
+    num_rows, rate = 8000, 0.3
+    groups = torch.arange(2 * num_rows)
+    kept = (DropPath(rate)(torch.ones(2 * num_rows, 1), groups) > 0).view(num_rows, 2).float()
+    assert kept.mean().item() == pytest.approx(1 - rate, abs=0.02)
+    assert kept.prod(dim=1).mean().item() == pytest.approx((1 - rate) ** 2, abs=0.02)
+
+
+def test_drop_path_does_nothing_in_evaluation() -> None:
+    x = torch.randn(6, 2)
+    assert torch.equal(DropPath(0.9).eval()(x, torch.arange(6)), x)
+
+
 def test_drop_path_statistics_per_sample() -> None:
     torch.manual_seed(0)
     num_groups, tokens_per_group, rate = 4000, 3, 0.3
@@ -167,14 +184,95 @@ def test_chunked_loss_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, logits_p
     torch.testing.assert_close(-log_probs.sum(), expected)
 
 
-def test_bfloat16_runs_and_sums_in_float32() -> None:
-    config = GenLIPConfig.preset("nano8", vocab_size=32, num_hidden_layers=2)
+def test_loss_never_holds_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the forward pass and in the backward pass, which computes them again."""
+    monkeypatch.setattr(loss, "LOGITS_PER_CHUNK", 40)
+    weight = torch.randn(11, 5, requires_grad=True)
+    sizes: list[int] = []
+
+    def head(hidden_LD: torch.Tensor) -> torch.Tensor:
+        logits_LV = hidden_LD @ weight.T
+        sizes.append(logits_LV.numel())
+        return logits_LV
+
+    loss.cross_entropy_sum(torch.randn(10, 5), torch.randint(11, (10,)), head, vocab_size=11).backward()
+    assert sizes[:4] == [33, 33, 33, 11]
+    assert sorted(sizes[4:]) == [11, 33, 33, 33]
+
+
+def test_only_labelled_positions_reach_the_head_and_the_loss() -> None:
+    """Prompt ids change what is predicted, but their own prediction is nowhere in the loss."""
+    config = GenLIPConfig.preset("nano8", vocab_size=32, num_hidden_layers=1)
+    model = GenLIP(config).eval()
     patches = np.zeros((4, 3, 8, 8), np.uint8)
-    rows = pack_rows([[EncodedSample(patches, (2, 2), (1,), (2, 3))]], 8)
-    exact = GenLIP(config).eval()(rows).loss_sum
-    rough = GenLIP(config).eval().bfloat16()(rows).loss_sum
-    assert rough.dtype == torch.float32
-    assert rough.item() == pytest.approx(exact.item(), rel=0.02)
+    rows = pack_rows(
+        [[EncodedSample(patches, (2, 2), (1, 2), (3, 4, 5))], [EncodedSample(patches, (2, 2), (6,), (7,))]], 12
+    )
+    num_seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, inputs, _output: num_seen.append(len(inputs[0])))
+    out = model(rows)
+    assert num_seen == [4]
+    log_probs = model.logits(rows).log_softmax(dim=-1)
+    expected = -sum(log_probs[0, 5 + i, token] for i, token in enumerate((3, 4, 5))) - log_probs[1, 4, 7]
+    torch.testing.assert_close(out.loss_sum, expected)
+
+
+def half_precision_rows() -> PackedRows:
+    rng = np.random.default_rng(0)
+    samples = [
+        EncodedSample(rng.integers(0, 256, (n * n, 3, 8, 8), dtype=np.uint8), (n, n), (1,), (2, 3, 5))
+        for n in (2, 3, 2)
+    ]
+    return pack_rows([samples[:2], samples[2:]], 30)
+
+
+def loss_and_gradients(model: GenLIP) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    out = model.train()(half_precision_rows())
+    out.loss_sum.backward()
+    return out.loss_sum, {name: p.grad.float() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("how", ["parameters", "autocast"])
+def test_bfloat16_is_near_float32_in_forward_and_backward(how: str) -> None:
+    config = GenLIPConfig.preset("nano8", vocab_size=32, num_hidden_layers=2, drop_path_rate=0.0)
+    exact_loss, exact = loss_and_gradients(GenLIP(config))
+    model = GenLIP(config)
+    if how == "parameters":
+        rough_loss, rough = loss_and_gradients(model.bfloat16())
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            rough_loss, rough = loss_and_gradients(model)
+    assert rough_loss.dtype == torch.float32
+    assert rough_loss.item() == pytest.approx(exact_loss.item(), rel=0.01)
+    for name, gradient in rough.items():
+        assert gradient.isfinite().all(), name
+        # The key bias shifts all scores of a query alike: its gradient is 0 but for rounding.
+        if not name.endswith("k_proj.bias"):
+            assert (gradient - exact[name]).norm() <= 0.05 * exact[name].norm(), name
+
+
+def test_rotary_angles_are_exact_at_far_positions_in_bfloat16() -> None:
+    """Angles in bfloat16 would be off by whole radians; rounding their cosine costs 2^-9."""
+    config = GenLIPConfig.preset("nano8", vocab_size=32)
+    positions = torch.tensor([0, 1, 257, 1001, 4095]).expand(1, 3, -1)
+    exact = rope_cos_sin(positions.double(), config, torch.float64)
+    rounded = rope_cos_sin(positions, config, torch.bfloat16)
+    for ours, expected in zip(rounded, exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.double() - expected).abs().max() <= 2**-9 + 4095 * 2**-22
+
+
+def test_heads_are_rotated_in_their_own_precision() -> None:
+    """Under autocast heads are narrower than cos and sin; queries and keys must stay like values."""
+    cos, sin = rope_cos_sin(
+        torch.arange(3).expand(1, 3, -1), GenLIPConfig.preset("nano8", vocab_size=32), torch.float32
+    )
+    heads = torch.randn(1, 3, 2, cos.shape[-1]).bfloat16()
+    assert apply_rope(heads, cos, sin).dtype == torch.bfloat16
+
+
+def test_no_images_have_no_features() -> None:
+    assert GenLIP(GenLIPConfig.preset("nano8", vocab_size=32, num_hidden_layers=1)).encode_images([]) == []
 
 
 @pytest.mark.parametrize("preset", list_presets())

@@ -147,6 +147,36 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     assert loaded[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+def test_sixteen_bit_grey_keeps_transparency_and_orientation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    values = np.array([[0, 1000, 32768]], np.uint16)
+    loaded = np.asarray(load_rgb(encode(Image.fromarray(values), "PNG", exif=exif, transparency=1000)))
+    assert loaded[:, 0].tolist() == [[0] * 3, [255] * 3, [128] * 3]
+
+
+def test_an_animation_is_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})):
+        loaded = load_rgb(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+        assert loaded.size == (8, 6)
+        assert loaded.getpixel((3, 3)) == (255, 0, 0), kind
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_extreme_shapes_are_squashed_or_refused(exact: bool) -> None:
+    for size in ((1, 1), (1, 5000), (5000, 1)):
+        data = encode(Image.new("RGB", size, (10, 200, 30)), "PNG")
+        patches, grid = ImageProcessor().load_patches(data, exact)
+        assert grid == (14, 14)
+        assert (patches == np.array([10, 200, 30], np.uint8).reshape(3, 1, 1)).all()
+        if size == (1, 1):
+            assert NATIVE.load_patches(data, exact)[1] == (4, 4)
+        else:
+            with pytest.raises(ModelError, match="more than 200 times"):
+                NATIVE.load_patches(data, exact)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_applied(kind: str) -> None:
     exif = Image.Exif()
@@ -166,6 +196,56 @@ def test_undecodable_bytes_are_refused(tmp_path: Path) -> None:
         load_rgb(path)
     with pytest.raises(ModelError, match="no defined range"):
         load_rgb(Image.new("F", (2, 2)))
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colours: 5 x 5 random ones, enlarged."""
+    colours = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(300, 1500),
+    height=st.integers(300, 1500),
+    orientation=st.integers(1, 9),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    processor=st.sampled_from([ImageProcessor(image_px=96), ImageProcessor("native", max_pixels=64 * 256)]),
+)
+def test_fast_patches_have_the_same_grid_and_nearly_the_same_pixels(
+    width: int, height: int, orientation: int, mode: str, processor: ImageProcessor
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photo(width, height, width).convert(mode), "JPEG", quality=95, exif=exif)
+    exact, grid = processor.load_patches(data)
+    fast, fast_grid = processor.load_patches(data, exact=False)
+    assert np.array_equal(exact, processor.patches(load_rgb(data))[0])
+    assert fast_grid == grid
+    difference = np.abs(fast.astype(int) - exact)
+    assert difference.mean() < 3
+    assert difference.max() < 30
+
+
+def test_the_fast_path_decodes_fewer_pixels_but_enough() -> None:
+    data = encode(photo(1000, 500), "JPEG")
+    assert load_rgb(data, (224, 224)).size == (500, 250)
+    assert load_rgb(data, (200, 60)).size == (250, 125)
+    assert load_rgb(data, (600, 100)).size == load_rgb(data).size == (1000, 500)
+    assert load_rgb(encode(photo(1000, 500), "PNG"), (10, 10)).size == (1000, 500)
+
+
+def test_both_paths_refuse_the_same_files(tmp_path: Path) -> None:
+    whole = encode(photo(900, 900), "JPEG")
+    path = tmp_path / "cut.jpg"
+    for broken in (b"", b"not an image", whole[:200], whole[: len(whole) // 2]):
+        path.write_bytes(broken)
+        messages = []
+        for exact in (True, False):
+            with pytest.raises(ModelError, match=r"cut\.jpg cannot be decoded") as caught:
+                ImageProcessor().load_patches(path, exact)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
 
 
 @settings(max_examples=150, deadline=None)
