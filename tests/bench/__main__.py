@@ -9,6 +9,7 @@ from tests.bench.harness import BenchError, report
 # Name, which is the module's too: options of its own, and what it compares.
 BENCHMARKS = {
     "ingest": ("[--images N]", "CPU time and speed of downloading and re-encoding images, against img2dataset"),
+    "model": ("[--cuda]", "training step and caption scoring, against the official GenLIP and open_clip"),
     "stream": ("[--samples N]", "samples per second from shards to training batches, against webdataset"),
 }
 
