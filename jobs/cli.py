@@ -36,12 +36,21 @@ def plan(recipe: RecipePath, set_: Overrides = None) -> None:
 
 
 @app.command()
-def ingest(recipe: RecipePath, set_: Overrides = None) -> None:
+def ingest(
+    recipe: RecipePath,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS", help="Ask again for rows that failed so: timeout, http_5xx, transient, all."
+        ),
+    ] = None,
+    set_: Overrides = None,
+) -> None:
     """Download, filter and shard a URL table; again: resume."""
     from jobs.ingest import ingest as run
     from jobs.recipe import load_recipe
 
-    raise typer.Exit(run(load_recipe(recipe, set_)))
+    raise typer.Exit(run(load_recipe(recipe, set_), retry or []))
 
 
 @app.command()

@@ -1,91 +1,92 @@
-"""`genlip ingest`: every pending unit as a Ray task, then the training shards. Again: what is missing."""
+"""`genlip ingest`: every pending unit as a Ray task, then the training shards. Again: what is missing or new."""
 
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
 
-from jobs.console import Progress, duration, say, table
+from jobs.console import say
+from jobs.ingest_report import REPORT, render_funnel, write_report
+from jobs.live import Live
 from jobs.ray_pool import fan_out, ray_session
 from jobs.recipe import Recipe
 from pipeline.errors import EXIT_FAILED_UNITS, UserError
-from pipeline.funnel import Funnel, read_funnel
+from pipeline.funnel import read_funnel
+from pipeline.inputs.plan import Plan, extend_plan, stage_retry
+from pipeline.inputs.units import Unit
+from pipeline.ledger import committed_units
 from pipeline.materialise import begin_dataset, finish_dataset, plan_shards, select, write_shard
-from pipeline.sources import Unit, plan_units, record_plan
-from pipeline.store import Store, open_store
-from pipeline.work import SUCCESS, UnitReport, run_unit
+from pipeline.store import Store, begin_store, check_store
+from pipeline.web.fetcher import check_identity
+from pipeline.work import UnitReport, run_unit
 
 MAX_FAILED_SHOWN = 20
 
 
-def ingest(recipe: Recipe) -> int:
-    """Bring the store up to date with the recipe. Returns the exit code."""
-    units = plan_units(recipe.ingest.source, recipe.ingest.unit_samples)
-    store = open_store(recipe.store, recipe.ingest.content())
-    record_plan(store, units)
-    committed = set(store.names("ledger", ".parquet"))
-    pending = [unit for unit in units if f"{unit.name}.parquet" not in committed]
-    num_rows = sum(unit.num_rows for unit in units)
-    say(f"store {store.root}: {num_rows:,} rows in {len(units):,} units, {len(pending):,} still to do")
-    failed = _run_units(recipe, store, pending, len(units)) if pending else []
-    say(render_funnel(read_funnel(store)))
+def ingest(recipe: Recipe, retry: Sequence[str] = ()) -> int:
+    """Bring the store up to date with the recipe and its input files.
+
+    Args:
+        recipe: what to ingest.
+        retry: classes of failures to ask for again, e.g. `timeout`, `http_5xx`, `transient`, `all`.
+
+    Returns:
+        The exit code.
+    """
+    spec = recipe.ingest
+    check_identity(spec.fetch)
+    store = check_store(recipe.store, spec.content())
+    plan = extend_plan(store, spec.source, spec.unit_samples)
+    begin_store(store, spec.content())
+    if retry:
+        plan = _stage_retry(recipe, store, retry) or plan
+    failed = _run_pending(recipe, store, plan)
+    funnel = read_funnel(store)
+    if not failed and funnel.failed.get("spilled") and (again := _stage_retry(recipe, store, ("spilled",))):
+        failed = _run_pending(recipe, store, again)
+        funnel = read_funnel(store)
+    say(render_funnel(funnel))
+    write_report(store, funnel)
+    say(f"also as JSON: {store.path(REPORT)}")
     if failed:
-        _report_failed(failed)
+        _say_failed(failed)
         return EXIT_FAILED_UNITS
     _make_shards(recipe, store)
     return 0
 
 
-def _run_units(recipe: Recipe, store: Store, pending: list[Unit], num_units: int) -> list[UnitReport]:
-    """Run the pending units; returns those that were not committed."""
-    progress, totals, failed = Progress(), Counter[str](), list[UnitReport]()
-    num_done, num_bytes = num_units - len(pending), 0
+def _stage_retry(recipe: Recipe, store: Store, classes: Sequence[str]) -> Plan | None:
+    """The plan with new units for the rows that failed in these ways; None where there are none."""
+    spec = recipe.ingest
+    num_rows = stage_retry(store, spec.source, spec.unit_samples, classes)
+    say(f"retry {', '.join(classes)}: {num_rows:,} rows")
+    return extend_plan(store, spec.source, spec.unit_samples) if num_rows else None
+
+
+def _run_pending(recipe: Recipe, store: Store, plan: Plan) -> list[UnitReport]:
+    """Run the units that are not committed; returns those that still are not."""
+    committed = set(committed_units(store))
+    num_pending = plan.num_units - len(committed)
+    say(f"store {store.root}: {plan.num_rows:,} rows in {plan.num_units:,} units, {num_pending:,} still to do")
+    if not num_pending:
+        return []
+    live = Live(plan.num_units, len(committed), recipe.ingest.healthy_success)
+    failed: list[UnitReport] = []
     with ray_session(recipe.run.ray_address):
-        for done in fan_out(partial(run_unit, spec=recipe.ingest, store=store), pending):
+        for done in fan_out(partial(run_unit, spec=recipe.ingest, store=store), _pending(plan, committed)):
             if isinstance(done.error, UserError):
                 raise done.error  # The store itself is in trouble: further units would meet the same.
             report = done.result or UnitReport(done.item.name, False, {}, message=repr(done.error))
-            if report.committed:
-                num_done += 1
-                num_bytes += report.num_bytes
-                totals.update(report.reasons)
-            else:
+            if not report.committed:
                 failed.append(report)
-            progress.show(_progress_line(progress, totals, num_done, num_units, num_bytes, len(failed)))
-        progress.show(_progress_line(progress, totals, num_done, num_units, num_bytes, len(failed)), final=True)
+            live.add(report)
+        live.end()
     return failed
 
 
-def _progress_line(
-    progress: Progress, totals: Counter[str], num_done: int, num_units: int, num_bytes: int, num_failed: int
-) -> str:
-    seen, kept = sum(totals.values()), totals[SUCCESS]
-    rate = seen / max(progress.elapsed_s, 1e-9)
-    rows_left = (num_units - num_done) * seen / max(num_done, 1)
-    return (
-        f"units {num_done:,}/{num_units:,} · in {seen:,} · kept {kept:,} ({kept / max(seen, 1):.1%})"
-        f" · {rate:,.0f} rows/s · {num_bytes / max(progress.elapsed_s, 1e-9) / 1e6:.1f} MB/s"
-        f" · failed units {num_failed} · eta {duration(rows_left / rate) if rate else '?'}"
-    )
+def _pending(plan: Plan, committed: set[str]) -> Iterator[Unit]:
+    return (unit for unit in plan.iter_units() if unit.name not in committed)
 
 
-def render_funnel(funnel: Funnel) -> str:
-    """The funnel as a text table; its parts add up to what was seen."""
-
-    def share(count: int) -> str:
-        return f"{count / max(funnel.seen, 1):.1%}"
-
-    rows = [["seen", f"{funnel.seen:,}", ""], ["  success", f"{funnel.success:,}", share(funnel.success)]]
-    for name, total, reasons in (
-        ("rejected", funnel.num_rejected, funnel.rejected),
-        ("failed", funnel.num_failed, funnel.failed),
-    ):
-        rows.append([f"  {name}", f"{total:,}", share(total)])
-        rows += [[f"    {reason}", f"{count:,}", share(count)] for reason, count in reasons.items()]
-    total = funnel.success + funnel.num_rejected + funnel.num_failed
-    sums = f"{funnel.seen:,} seen = {funnel.success:,} success + {funnel.num_rejected:,} rejected"
-    return f"{table(rows)}\n{sums} + {funnel.num_failed:,} failed{'' if total == funnel.seen else ' (DOES NOT ADD UP)'}"
-
-
-def _report_failed(failed: list[UnitReport]) -> None:
+def _say_failed(failed: list[UnitReport]) -> None:
     say(f"{len(failed)} units were not committed and stay pending:")
     for report in failed[:MAX_FAILED_SHOWN]:
         say(f"  {report.name}: {report.message}")

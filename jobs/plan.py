@@ -6,8 +6,10 @@ from pathlib import Path
 from jobs.console import say
 from jobs.recipe import Recipe
 from pipeline.funnel import read_funnel
-from pipeline.sources import plan_units
-from pipeline.store import Store, open_store
+from pipeline.inputs.numbers import BYTES_PER_URL
+from pipeline.inputs.plan import PlanNumbers, plan_numbers
+from pipeline.ledger import committed_units
+from pipeline.store import Store, check_store
 from train.recipe import TOKENIZER_FOLDER
 
 
@@ -20,17 +22,15 @@ def plan_run(recipe: Recipe) -> int:
 
 def _ingest_lines(recipe: Recipe) -> list[str]:
     spec = recipe.ingest
-    units = plan_units(spec.source, spec.unit_samples)
-    store = Store(recipe.store)
-    if store.exists("store.json"):
-        open_store(recipe.store, spec.content())  # says so if another recipe made it
-    num_rows, num_files = sum(unit.num_rows for unit in units), len({unit.file for unit in units})
-    committed = len({f"{unit.name}.parquet" for unit in units} & set(store.names("ledger", ".parquet")))
+    store = check_store(recipe.store, spec.content())
+    numbers = plan_numbers(store, spec.source, spec.unit_samples)
+    committed = len(committed_units(store))
     lines = [
-        f"ingest     {num_rows:,} rows in {num_files:,} files ÷ {spec.unit_samples:,} rows a unit"
-        f" = {len(units):,} units; {committed:,} committed, {len(units) - committed:,} to do",
-        f"fetch      {spec.fetch.in_flight} downloads at a time in a unit, {spec.fetch.timeout_s:g} s each"
-        f" and {spec.fetch.retries} retries; a unit of time-outs alone takes"
+        f"ingest     {numbers.num_rows:,} rows in {numbers.num_files:,} files ÷ {spec.unit_samples:,} rows a unit"
+        f" = {numbers.num_units:,} units; {committed:,} committed, {numbers.num_units - committed:,} to do",
+        *_source_lines(numbers),
+        f"fetch      {spec.fetch.in_flight} downloads at a time in a unit, {spec.fetch.per_host} from one host,"
+        f" {spec.fetch.timeout_s:g} s each and {spec.fetch.retries} retries; a unit of time-outs alone takes"
         f" {spec.unit_samples:,} ÷ {spec.fetch.in_flight} × {spec.fetch.timeout_s:g} s"
         f" = {spec.unit_samples / spec.fetch.in_flight * spec.fetch.timeout_s:,.0f} s",
     ]
@@ -40,6 +40,23 @@ def _ingest_lines(recipe: Recipe) -> list[str]:
             f"so far     {funnel.seen:,} seen = {funnel.success:,} success + {funnel.num_rejected:,} rejected"
             f" + {funnel.num_failed:,} failed; {funnel.success / max(funnel.seen, 1):.1%} kept"
         )
+    return lines
+
+
+def _source_lines(numbers: PlanNumbers) -> list[str]:
+    about = {name: "about " if name in numbers.estimates else "" for name in ("distinct_hosts", "expected_bytes")}
+    size = f"{about['expected_bytes']}{numbers.expected_bytes / 1e9:,.1f} GB"
+    lines = []
+    if numbers.distinct_hosts:
+        lines.append(
+            f"web        {about['distinct_hosts']}{numbers.distinct_hosts:,} hosts; {size} to download"
+            f" = {numbers.num_rows:,} URLs × {BYTES_PER_URL / 1000:.0f} kB"
+        )
+    else:
+        lines.append(f"source     {size} of images, nothing to download")
+    if numbers.is_staged:
+        how = "grouped by host" if numbers.is_grouped else "as they come"
+        lines.append(f"rows       of {numbers.num_new_files:,} new files are copied into the store, {how}")
     return lines
 
 

@@ -67,7 +67,7 @@ def _headline(run_dir: Path, recipe: Recipe) -> str:
         tiles.append(("held-out loss, nats per token", f"{result['caption_loss']['nats_per_token']:.3f}"))
         zero_shot, retrieval = result["zero_shot"], result["retrieval"]
         if zero_shot:
-            top1 = zero_shot.get("captions_likelihood_top1", zero_shot["names_likelihood_top1"])
+            top1 = zero_shot.get("captions_gain_top1", zero_shot["names_gain_top1"])
             tiles.append(
                 (f"zero-shot top-1 of {zero_shot['num_classes']} (chance {zero_shot['chance']:.1%})", f"{top1:.1%}")
             )

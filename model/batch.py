@@ -5,6 +5,7 @@ tokens, M samples, C channels of a patch, P its side in pixels.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,8 +36,8 @@ class EncodedSample:
             any the sample is seen but has no loss.
 
     Raises:
-        ModelError: the patches do not fill the grid, or are of another type. Ids are checked where they are used:
-            negative ones by `pack_rows`, those outside the vocabulary by the model.
+        ModelError: the patches do not fill the grid, are of another type or not finite. Ids are checked where they
+            are used: negative ones by `pack_rows`, those outside the vocabulary by the model.
     """
 
     patches: Patches
@@ -53,6 +54,8 @@ class EncodedSample:
             )
         if self.patches.dtype not in (np.uint8, np.float32):
             raise ModelError(f"sample: patches must be uint8 or normalised float32, got {self.patches.dtype}")
+        if self.patches.dtype == np.float32 and not np.isfinite(self.patches).all():
+            raise ModelError("sample: patches hold NaN or infinity; normalise pixels to [-1, 1], or pass uint8")
 
     @property
     def num_tokens(self) -> int:
@@ -127,7 +130,7 @@ class PackedRows:
 
         Raises:
             ModelError: the layout is not image tokens followed by text in every sample, counts disagree, an id is
-                negative, or a label differs from the id at its place.
+                negative, a label differs from the id at its place, or pixels are no finite images.
         """
         patches_NCPP = _split_into_patches(pixel_values, patch_size)
         if len(patches_NCPP) != int(image_mask_BS.sum()):
@@ -231,6 +234,11 @@ def _concatenate_patches(rows: Sequence[Sequence[EncodedSample]]) -> Patches:
 
 
 def _split_into_patches(pixel_values: Tensor, patch_size: int) -> Tensor:
+    if pixel_values.dim() != 4:
+        shape = list(pixel_values.shape)
+        raise ModelError(f"rows: pixel values must be [images or patches, C, height, width], got {shape}")
+    if pixel_values.is_floating_point() and not pixel_values.isfinite().all():
+        raise ModelError("rows: pixel values hold NaN or infinity; normalise pixels to [-1, 1], or pass uint8")
     num_channels, height, width = pixel_values.shape[1:]
     if height % patch_size or width % patch_size:
         raise ModelError(f"rows: pixel values of {height}x{width} do not split into patches of {patch_size} pixels")
@@ -246,7 +254,7 @@ def _find_segments(sample_ids_BS: IntArray, image_mask_BS: npt.NDArray[np.bool_]
         starts = np.flatnonzero(np.diff(ids[:num_real], prepend=PADDING))
         if not np.array_equal(ids[starts], np.arange(len(starts))) or (ids[num_real:] != PADDING).any():
             raise ModelError(f"rows: sample ids of row {row} must count 0, 1, 2, ... and end in padding of -1")
-        for start, end in zip(starts, np.append(starts[1:], num_real), strict=True):
+        for start, end in itertools.pairwise([*starts, num_real]):
             num_image_tokens = int(is_image[start:end].sum())
             if not is_image[start : start + num_image_tokens].all():
                 raise ModelError(f"rows: in row {row}, token {start}: the image tokens must come before the text")

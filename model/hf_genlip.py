@@ -232,7 +232,8 @@ class GenLIPTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return index
 
     def _convert_id_to_token(self, index: int) -> str:
-        piece: str = self._processor.id_to_piece(index)
+        # The model may have more ids than the tokenizer.
+        piece: str = self._processor.id_to_piece(index) if index < self.vocab_size else ""
         return piece
 
 

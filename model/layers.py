@@ -17,13 +17,18 @@ from .rope import apply_rope
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 pixels to float32 in [-1, 1], by the official arithmetic."""
+    return (pixels.float() / 255 - 0.5) / 0.5
+
+
 class PatchEmbedding(nn.Conv2d):
     """A patch-sized convolution as the matrix product that it is; uint8 pixels are normalised here, on the device."""
 
     def forward(self, patches_NCPP: Tensor) -> Tensor:
         """[N, C, p, p] to [N, D]."""
         if patches_NCPP.dtype == torch.uint8:
-            patches_NCPP = (patches_NCPP.float() / 255 - 0.5) / 0.5
+            patches_NCPP = normalise(patches_NCPP)
         # With an empty batch the patch size may be unknown, so the length is given instead of inferred.
         flat = patches_NCPP.reshape(len(patches_NCPP), self.weight[0].numel())
         return F.linear(flat.to(self.weight.dtype), self.weight.flatten(1), self.bias)

@@ -15,7 +15,7 @@ from .attention import BackendChoice, choose_backend, plan_attention, prefix_att
 from .batch import EncodedSample, PackedRows, Patches, pack_rows
 from .configuration_genlip import GenLIPConfig
 from .errors import ModelError
-from .layers import Attend, Block, LayerScale, PatchEmbedding, SelfAttention, VisionEmbeddings
+from .layers import Attend, Block, FeedForward, LayerScale, PatchEmbedding, SelfAttention, VisionEmbeddings
 from .loss import cross_entropy_sum
 from .rope import rope_cos_sin
 
@@ -174,9 +174,9 @@ class GenLIP(nn.Module):
     def init_weights(self, seed: int) -> None:
         """The official initialisation, drawn on the CPU so that it is the same on every device.
 
-        q/k/v/out: Xavier uniform on the stored matrix (so the fused query and gate have bound sqrt(6 / 3d)); every
-        other matrix, the patch embedding and the token table: normal with `initializer_range`; biases 0; norms 1 and
-        0; LayerScale `ls_init_value`.
+        q/k/v/out, and fc1/fc2 without SwiGLU: Xavier uniform on the stored matrix (so the fused query and gate have
+        bound sqrt(6 / 3d)); every other matrix, the patch embedding and the token table: normal with
+        `initializer_range`; biases 0; norms 1 and 0; LayerScale `ls_init_value`.
         """
         generator = torch.Generator().manual_seed(seed)
         std = self.config.initializer_range
@@ -189,8 +189,7 @@ class GenLIP(nn.Module):
                 module.reset_parameters()
             elif isinstance(module, LayerScale):
                 module.lambda1.fill_(self.config.ls_init_value)
-        attentions = [module for module in self.modules() if isinstance(module, SelfAttention)]
-        for linear in (part for attention in attentions for part in attention.children()):
+        for linear in (part for module in self.modules() if _is_xavier(module) for part in module.children()):
             if isinstance(linear, nn.Linear):
                 bound = (6 / sum(linear.weight.shape)) ** 0.5
                 values = torch.empty(linear.weight.shape).uniform_(-bound, bound, generator=generator)
@@ -229,6 +228,11 @@ class GenLIP(nn.Module):
                 f"patches of shape {list(rows.patches_NCPP.shape[1:])} do not fit a model of {list(expected)};"
                 " use an ImageProcessor with the model's patch_size"
             )
+
+
+def _is_xavier(module: nn.Module) -> bool:
+    """Whether the official code draws the module's matrices by Xavier's rule."""
+    return isinstance(module, SelfAttention) or (isinstance(module, FeedForward) and module.gate_fc is None)
 
 
 def _run_block(

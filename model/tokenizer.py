@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
         """Ids of the stripped text. Special tokens are never added, nor recognised inside the text."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids without special tokens."""
+        """Text of the ids without special tokens; ids that only the model's larger vocabulary has give nothing."""
 
     def save(self, folder: Path | str) -> None:
         """Writes the files that `load_tokenizer` reads."""
@@ -109,7 +109,7 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; <|im_end|> and the prompt decode to nothing."""
-        text: str = self._processor.decode([int(i) for i in ids])
+        text: str = self._processor.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
         return text.strip()
 
     def save(self, folder: Path | str) -> None:
@@ -150,7 +150,8 @@ class HFTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids without special tokens."""
-        text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        known = [int(i) for i in ids if 0 <= i < self.vocab_size]
+        text: str = self._tokenizer.decode(known, skip_special_tokens=True)
         return text.strip()
 
     def save(self, folder: Path | str) -> None:
@@ -163,15 +164,18 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     """Reads what `save` wrote, or a plain Hugging Face tokenizer folder (with the default prompt).
 
     Raises:
-        ModelError: the folder holds no tokenizer.
+        ModelError: the folder holds no tokenizer, or one whose files are missing or damaged.
     """
     sidecar = Path(folder) / SIDECAR
     if sidecar.exists():
-        settings = json.loads(sidecar.read_text(encoding="utf-8"))
-        if settings["kind"] == "sentencepiece":
-            proto = (Path(folder) / SENTENCEPIECE_FILE).read_bytes()
-            return SentencePieceTokenizer(proto, settings["prompt"])
-        return HFTokenizer(folder, settings["prompt"])
+        try:
+            settings = json.loads(sidecar.read_text(encoding="utf-8"))
+            kind, prompt = settings["kind"], settings["prompt"]
+            if kind == "sentencepiece":
+                return SentencePieceTokenizer((Path(folder) / SENTENCEPIECE_FILE).read_bytes(), prompt)
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+            raise ModelError(f"the tokenizer of {folder} does not load ({error}); copy its files again") from error
+        return HFTokenizer(folder, prompt)
     if (Path(folder) / "tokenizer.json").exists():
         return HFTokenizer(folder)
     raise ModelError(f"{folder} holds no tokenizer ({SIDECAR} or tokenizer.json); save one there with tokenizer.save")

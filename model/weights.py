@@ -61,8 +61,8 @@ def load_weights(folder: Path | str, device: torch.device | str = "cpu") -> GenL
     are never read.
 
     Raises:
-        ModelError: a file is missing or damaged, tensors are missing, unexpected or mis-shaped, or the config does not
-            fit them.
+        ModelError: a file is missing or damaged, tensors are missing, unexpected, mis-shaped or not finite, or the
+            config does not fit them.
     """
     folder = Path(folder)
     tensors = _read_tensors(folder)
@@ -163,6 +163,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.S
         if name in tensors and tensors[name].shape != shape
     ]
     problems += [f"not floating point: {name} ({t.dtype})" for name, t in tensors.items() if not t.is_floating_point()]
+    problems += [f"not finite (NaN or infinity): {name}" for name, t in tensors.items() if not t.isfinite().all()]
     if problems:
         shown = "\n  ".join(problems[:20]) + ("\n  ..." if len(problems) > 20 else "")
         raise ModelError(f"{folder}: {len(problems)} tensors do not fit the model:\n  {shown}")

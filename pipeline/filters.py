@@ -8,26 +8,34 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a filter sees of a sample: the image's original size and the caption."""
+    """What a filter sees of a sample. What concerns the image is known after the download only."""
 
     url: str
     caption: str
-    original_width: int
-    original_height: int
+    meta: dict[str, Any] = field(default_factory=dict)
+    """The input's other columns."""
+    original_width: int = 0
+    original_height: int = 0
+    original_format: str = ""
+    """By content: `jpeg`, `png`, `webp` …"""
+    num_frames: int = 0
 
 
 class Filter(BaseModel):
     """Base of all filters; the fields are the recipe's parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    needs_image: ClassVar[bool] = True
+    """False where URL, caption and meta decide: such a filter is asked before anything is downloaded."""
 
     def reject(self, candidate: Candidate) -> str | None:
         """Why this sample must not be kept, as a snake_case reason, or None."""
@@ -75,10 +83,26 @@ def build_filter(name: str, parameters: dict[str, Any]) -> Filter:
         raise ValueError(f"filter {name!r}: {where}: {first['msg']} (parameters: {fields})") from None
 
 
+def first_refusal(filters: Iterable[Filter], candidate: Candidate) -> str:
+    """The reason of the first filter that says no, `filter_ERROR` where one raises, or the empty string.
+
+    A filter is a plug-in: its bug costs the row, not the unit.
+    """
+    for one in filters:
+        try:
+            reason = one.reject(candidate)
+        except Exception as error:  # noqa: BLE001 see above
+            return f"filter_{type(error).__name__}"
+        if reason:
+            return reason
+    return ""
+
+
 @register("caption_words")
 class CaptionWords(Filter):
     """Keep captions with at least `min` and at most `max` words."""
 
+    needs_image: ClassVar[bool] = False
     min: int = 1
     max: int = 1_000
 

@@ -3,8 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from pipeline.ledger import committed_units, read_commit
+from pipeline.outcomes import FAILED, REJECTED, SUCCESS
 from pipeline.store import Store
-from pipeline.work import FAILED, REJECTED, SUCCESS, commit_record
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,21 @@ class Funnel:
 
 
 def read_funnel(store: Store) -> Funnel:
-    """Add up the commit records of a store."""
-    reasons: Counter[str] = Counter()
-    for name in store.names("ledger", ".parquet"):
-        reasons.update(commit_record(store, name)["reasons"])
-    return funnel_of(reasons)
+    """Add up the commit records of a store. A row that a retry unit asked for again counts with its last outcome."""
+    labels: Counter[str] = Counter()
+    for name in committed_units(store):
+        record = read_commit(store, name)
+        labels.update(record.reasons)
+        labels.subtract(record.replaces)
+    return funnel_of(labels)
 
 
-def funnel_of(reasons: Counter[str]) -> Funnel:
+def funnel_of(labels: Counter[str]) -> Funnel:
     """A funnel from counts by `status` or `status:reason`."""
 
     def by_reason(status: str) -> dict[str, int]:
         prefix = f"{status}:"
-        found = Counter({name.removeprefix(prefix): n for name, n in reasons.items() if name.startswith(prefix)})
+        found = Counter({name.removeprefix(prefix): n for name, n in labels.items() if name.startswith(prefix) and n})
         return dict(found.most_common())
 
-    return Funnel(sum(reasons.values()), reasons.get(SUCCESS, 0), by_reason(REJECTED), by_reason(FAILED))
+    return Funnel(sum(labels.values()), labels.get(SUCCESS, 0), by_reason(REJECTED), by_reason(FAILED))

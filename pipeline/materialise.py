@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import EXIT_ENVIRONMENT, UserError
+from pipeline.ledger import committed_units, read_commit
+from pipeline.outcomes import SUCCESS
+from pipeline.raw import read_members
 from pipeline.recipe import ShardSpec
 from pipeline.shards import INDEX_SCHEMA, ShardWriter, index_table
 from pipeline.store import Store, refuse_changes
-from pipeline.work import SUCCESS, commit_record
 
 HELDOUT_SUFFIX = "-heldout"
 _COLUMNS = ["key", "status", "sha256", "width", "height", "offset", "size"]
@@ -28,7 +30,7 @@ class Selection:
     """Which samples go where: one row per stored sample, with the `fate` of each."""
 
     table: pa.Table
-    """The ledgers' columns, plus `tar` and `fate` (train, heldout, duplicate_key, duplicate_image)."""
+    """The ledgers' columns, plus `raw` (the file) and `fate` (train, heldout, duplicate_key, duplicate_image)."""
 
     def counts(self) -> dict[str, int]:
         found = pc.value_counts(self.table["fate"]).to_pylist()
@@ -37,7 +39,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One training shard to write: which samples, in which order, from which raw tars."""
+    """One training shard to write: which samples, in which order, from which raw files."""
 
     dataset: str
     number: int
@@ -55,11 +57,11 @@ def select(store: Store, spec: ShardSpec) -> Selection:
     chosen by a hash of the image's bytes, so that no image is on both sides whatever else changes.
     """
     ledgers = []
-    for name in store.names("ledger", ".parquet"):
-        ledger = store.read_table(f"ledger/{name}", _COLUMNS)
+    for name in committed_units(store):
+        ledger = store.read_table(f"ledger/{name}.parquet", _COLUMNS)
         kept = ledger.filter(pc.equal(ledger["status"], SUCCESS)).drop_columns(["status"])
-        tar = commit_record(store, name)["tar"]
-        ledgers.append(kept.append_column("tar", pa.array([tar] * kept.num_rows, pa.string())))
+        raw = read_commit(store, name).raw
+        ledgers.append(kept.append_column("raw", pa.array([raw] * kept.num_rows, pa.string())))
     if not ledgers:
         raise UserError("the store has no committed unit", where=store.root, next_step="run: genlip ingest RECIPE")
     samples = pa.concat_tables(ledgers)
@@ -110,7 +112,7 @@ def begin_dataset(store: Store, jobs: list[ShardJob], spec: ShardSpec, seed: int
 
 
 def write_shard(job: ShardJob, store: Store) -> int:
-    """Copy the job's samples from the raw tars into one shard, and commit it. Returns its number of bytes."""
+    """Copy the job's samples from the raw files into one shard, and commit it. Returns its number of bytes."""
     rows = job.samples.to_pylist()
     parts = _read_parts(store, job.samples)
     with store.writing(f"{job.stem}.tar") as stream:
@@ -133,18 +135,18 @@ def write_shard(job: ShardJob, store: Store) -> int:
 
 
 def _read_parts(store: Store, samples: pa.Table) -> list[bytes]:
-    """The samples' tar members in the table's order, opening each raw tar once."""
+    """The samples' tar members in the table's order, opening each raw file once."""
     parts = [b""] * samples.num_rows
-    tars, offsets, sizes = (samples[name].to_pylist() for name in ("tar", "offset", "size"))
-    by_place = sorted(range(samples.num_rows), key=lambda i: (tars[i], offsets[i]))
-    for tar, group in itertools.groupby(by_place, key=lambda i: tars[i]):
+    raws, offsets, sizes = (samples[name].to_pylist() for name in ("raw", "offset", "size"))
+    by_place = sorted(range(samples.num_rows), key=lambda i: (raws[i], offsets[i]))
+    for raw, group in itertools.groupby(by_place, key=lambda i: raws[i]):
         places = list(group)
-        bodies = store.read_ranges(tar, [(offsets[i], sizes[i]) for i in places])
+        bodies = read_members(store, raw, [(offsets[i], sizes[i]) for i in places])
         for i, body in zip(places, bodies, strict=True):
-            if len(body) != sizes[i]:
+            if raw.endswith(".tar") and len(body) != sizes[i]:
                 raise UserError(
                     "a raw tar is shorter than its ledger says",
-                    where=store.path(tar),
+                    where=store.path(raw),
                     next_step="delete its unit's file in ledger/ and ingest it again: genlip ingest RECIPE",
                     exit_code=EXIT_ENVIRONMENT,
                 )
@@ -154,7 +156,7 @@ def _read_parts(store: Store, samples: pa.Table) -> list[bytes]:
 
 def finish_dataset(store: Store, jobs: list[ShardJob], selection: Selection) -> None:
     """Write the indexes, from which alone a dataset exists for readers, and the record of each sample's fate."""
-    fates = selection.table.select(["key", "fate", "tar"])
+    fates = selection.table.select(["key", "fate", "raw"])
     dataset = jobs[0].dataset.removesuffix(HELDOUT_SUFFIX)
     store.write_table(f"selection/{dataset}.parquet", fates)
     for name in sorted({job.dataset for job in jobs}, reverse=True):  # the training index last

@@ -1,68 +1,56 @@
 """The recipe's data sections: what to read, how to fetch it, what to keep, how to shard it."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from pipeline.filters import FILTERS, Filter, build_filter, import_plugins
+from pipeline.inputs.spec import SourceSpec
+from pipeline.pixels.spec import ImageSpec
+from pipeline.section import Section
+from pipeline.web.spec import FetchSpec
 
+__all__ = [
+    "AcceptUnitSpec",
+    "FetchSpec",
+    "HashCheckSpec",
+    "ImageSpec",
+    "IngestSpec",
+    "Section",
+    "ShardSpec",
+    "SourceSpec",
+    "WriteSpec",
+]
 
-class Section(BaseModel):
-    """A strict, immutable part of a recipe."""
+_CONTENT_OF_FETCH = ("engine", "max_bytes", "max_redirects", "robots", "obey", "tdm", "allow_addresses")
+"""The rules of a fetch section. The rest is courtesy, patience and where the network is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SourceSpec(Section):
-    """Where the URL table is."""
-
-    urls: str
-    """Parquet file or glob, at any fsspec URL."""
-    url: str = "url"
-    """Name of the column with the image's URL."""
-    caption: str = "caption"
-    """Name of the column with the caption. Every other column travels into the sample's JSON."""
-
-    @model_validator(mode="after")
-    def _two_columns(self) -> "SourceSpec":
-        if self.url == self.caption:
-            raise ValueError(f"url and caption are the same column {self.url!r}")
-        return self
-
-
-class FetchSpec(Section):
-    """How a URL is downloaded."""
-
-    timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """Total time for one attempt, from the connection to the last byte."""
-    retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """Further attempts after a refused connection, 429 or 5xx. A time-out is not tried again."""
-    in_flight: Annotated[int, Field(ge=1)] = 64
-    """Downloads at the same time in one unit."""
-    max_bytes: Annotated[int, Field(ge=1)] = 20_000_000
-    """A longer body is a failure."""
-    user_agent: str = "genlip"
-    """Sent with each request; name a page that says who you are and how to opt out."""
-    obey: tuple[str, ...] = ("noai", "noimageai")
-    """Directives of the X-Robots-Tag header that reject an image."""
-
-
-class ImageSpec(Section):
-    """What an image is stored as."""
-
-    longest_side_px: Annotated[int, Field(ge=8)] = 384
-    """Larger images are scaled down to this, keeping their aspect ratio; smaller ones are left alone."""
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    """Larger images are failures, decided from the header before anything is decoded."""
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AcceptUnitSpec(Section):
     """When a unit counts as done."""
 
-    fetched_at_least: Annotated[float, Field(ge=0, le=1)] = 0.5
+    fetched_at_least: Share = 0.5
     """Share of the rows asked for that must get an answer (a 404 is one, a time-out is not); below it, the unit stays
-    pending for the next run."""
+    pending for the next run. Retry units are always accepted."""
+
+
+class HashCheckSpec(Section):
+    """What to do with the input's expected hashes (`source.sha256` names their column)."""
+
+    phash: str = ""
+    """Column with the expected perceptual hash, 16 hexadecimal digits of the kind that the ledger holds."""
+    similar_bits: Annotated[int, Field(ge=0, le=64)] = 6
+    """Perceptual hashes that differ in at most so many bits count as `similar`."""
+    different: Literal["keep", "rejected"] = "keep"
+    """Whether an image that is neither equal nor similar is kept; the ledger says `different` either way."""
+
+
+class WriteSpec(Section):
+    """How a unit's samples are stored."""
+
+    format: Literal["webdataset", "parquet"] = "webdataset"
 
 
 class IngestSpec(Section):
@@ -73,11 +61,16 @@ class IngestSpec(Section):
     """Rows in one work unit: what is committed, retried and lost at most by a kill."""
     fetch: FetchSpec = FetchSpec()
     image: ImageSpec = ImageSpec()
+    hash_check: HashCheckSpec = HashCheckSpec()
     plugins: tuple[str, ...] = ()
     """Modules to import first, because they register filters; looked for in the working directory too."""
     filters: tuple[dict[str, dict[str, Any] | None], ...] = ()
-    """Filters in order, each as `name: {parameters}`. The first that says no gives the reason."""
+    """Filters in order, each as `name: {parameters}`. Those that need no image are asked before the download; the
+    first that says no gives the reason."""
+    write: WriteSpec = WriteSpec()
     accept_unit_if: AcceptUnitSpec = AcceptUnitSpec()
+    healthy_success: tuple[Share, Share] = (0.5, 1.0)
+    """Share of successes among the latest rows outside which the run warns."""
 
     @field_validator("plugins")
     @classmethod
@@ -103,11 +96,15 @@ class IngestSpec(Section):
         return [build_filter(name, parameters or {}) for entry in self.filters for name, parameters in entry.items()]
 
     def content(self) -> dict[str, Any]:
-        """The part that decides what the raw store holds: a store keeps it, and refuses another."""
+        """The part that decides what the raw store holds: a store keeps it, and refuses another.
+
+        Not the input's files, to which more may be added: the plan looks after them.
+        """
         everything = self.model_dump(mode="json")
-        del everything["accept_unit_if"]
-        for courtesy in ("in_flight", "retries", "timeout_s", "user_agent"):
-            del everything["fetch"][courtesy]
+        del everything["accept_unit_if"], everything["healthy_success"], everything["source"]["urls"]
+        everything["fetch"] = {name: everything["fetch"][name] for name in _CONTENT_OF_FETCH}
+        for limit in ("decode_memory_mb", "decode_timeout_s"):
+            del everything["image"][limit]
         return everything
 
 

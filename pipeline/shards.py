@@ -1,6 +1,7 @@
 """Samples to and from webdataset tars, and the index that lets a reader fetch any one of them.
 
-A sample is three tar members with one key: `KEY.jpg`, `KEY.txt` (caption, UTF-8) and `KEY.json` (everything else).
+A sample is three tar members with one key: the image (`KEY.jpg`, `KEY.png` or `KEY.webp`), `KEY.txt` (caption, UTF-8)
+and `KEY.json` (everything else).
 The bytes depend on the samples alone: no time stamps, owners or order of completion.
 
 The reading half is part of the contract with `train`; see STORE.md.
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-IMAGE_EXTENSION = "jpg"
+IMAGE_EXTENSIONS = ("jpg", "png", "webp")
 END_OF_TAR = b"\0" * (2 * tarfile.BLOCKSIZE)
 
 INDEX_SCHEMA = pa.schema(
@@ -47,6 +48,8 @@ class Sample:
     image: bytes
     caption: str
     meta: dict[str, Any]
+    extension: str = "jpg"
+    """Names the image's format."""
 
 
 class ShardWriter:
@@ -59,9 +62,7 @@ class ShardWriter:
 
     def add(self, sample: Sample) -> tuple[int, int]:
         """Append a sample. Returns the offset and the size of its bytes in the tar."""
-        meta = json.dumps(sample.meta, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        members = {IMAGE_EXTENSION: sample.image, "txt": sample.caption.encode(), "json": meta.encode()}
-        return self._append(b"".join(_tar_member(f"{sample.key}.{ext}", body) for ext, body in members.items()))
+        return self._append(sample_members(sample))
 
     def add_raw(self, members: bytes) -> tuple[int, int]:
         """Append a sample's tar members as they stand in another shard."""
@@ -78,6 +79,13 @@ class ShardWriter:
         self._hash.update(block)
         self._num_bytes += len(block)
         return offset, len(block)
+
+
+def sample_members(sample: Sample) -> bytes:
+    """A sample as its tar members, without the end of an archive."""
+    meta = json.dumps(sample.meta, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    members = {sample.extension: sample.image, "txt": sample.caption.encode(), "json": meta.encode()}
+    return b"".join(_tar_member(f"{sample.key}.{extension}", body) for extension, body in members.items())
 
 
 def _tar_member(name: str, body: bytes) -> bytes:
@@ -131,11 +139,12 @@ def iter_samples(stream: BinaryIO) -> Iterator[Sample]:
 
 
 def _assemble(key: str, parts: dict[str, bytes]) -> Sample:
-    missing = {IMAGE_EXTENSION, "txt", "json"} - parts.keys()
+    extension = next((name for name in IMAGE_EXTENSIONS if name in parts), IMAGE_EXTENSIONS[0])
+    missing = {extension, "txt", "json"} - parts.keys()
     if missing:
         raise ShardError(f"sample {key} lacks {sorted(missing)}")
     try:
-        return Sample(key, parts[IMAGE_EXTENSION], parts["txt"].decode(), json.loads(parts["json"]))
+        return Sample(key, parts[extension], parts["txt"].decode(), json.loads(parts["json"]), extension)
     except ValueError as error:
         raise ShardError(f"sample {key}: {error}") from error
 

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import EXIT_ENVIRONMENT, UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+STORE_FILE = "store.json"
 
 
 def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -166,24 +167,36 @@ def storage_error(error: OSError, path: str) -> UserError:
 
 
 def open_store(root: str, content: dict[str, Any]) -> Store:
-    """Open the store of these recipe sections, or begin it.
+    """Open the store of these recipe sections, or begin it; see `check_store`."""
+    store = check_store(root, content)
+    begin_store(store, content)
+    return store
+
+
+def check_store(root: str, content: dict[str, Any]) -> Store:
+    """The store, which may not exist yet.
 
     Raises:
-        UserError: The store was begun by another recipe (the differing keys are named), or cannot be written.
+        UserError: It was begun by another recipe (the differing keys are named).
     """
     store = Store(root)
-    if not store.exists("store.json"):
-        store.write_json("store.json", {"format_version": FORMAT_VERSION, "recipe": content})
+    if not store.exists(STORE_FILE):
         return store
-    known = store.read_json("store.json")
+    known = store.read_json(STORE_FILE)
     if known["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"the store has format {known['format_version']}, this version reads {FORMAT_VERSION}",
-            where=store.path("store.json"),
+            where=store.path(STORE_FILE),
             next_step="use the version of genlip that wrote it, or another store with --set store=PATH",
         )
-    refuse_changes(known["recipe"], content, store.path("store.json"), "choose another store with --set store=PATH")
+    refuse_changes(known["recipe"], content, store.path(STORE_FILE), "choose another store with --set store=PATH")
     return store
+
+
+def begin_store(store: Store, content: dict[str, Any]) -> None:
+    """Write down which recipe sections a store is of, where nothing is written yet."""
+    if not store.exists(STORE_FILE):
+        store.write_json(STORE_FILE, {"format_version": FORMAT_VERSION, "recipe": content})
 
 
 def refuse_changes(known: dict[str, Any], wanted: dict[str, Any], where: str, alternative: str) -> None:

@@ -1,79 +1,41 @@
-"""The innermost job: one unit from its rows to a committed tar and ledger. Runs the same in a loop, Ray or SLURM."""
+"""The innermost job: one unit from its rows to a committed raw file and ledger. The same in a loop, Ray or SLURM."""
 
 import asyncio
-import hashlib
-import io
-import json
-import shutil
-import tempfile
+import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, BinaryIO, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.fetch import fetch, is_answer, open_session
-from pipeline.filters import Candidate, Filter
-from pipeline.images import ImageError, transcode
+from pipeline import img2dataset_engine
+from pipeline.filters import Candidate, first_refusal
+from pipeline.inputs.units import Row, Unit, read_rows
+from pipeline.ledger import CommitRecord, Outcome, commit, count_labels, refused
+from pipeline.outcomes import FAILED, REJECTED, SUCCESS, find_reason
+from pipeline.pixels.decoder import Decoder
+from pipeline.pixels.images import ImageError, StoredImage, hash_distance
+from pipeline.processes import decoder_of, node_of
+from pipeline.raw import Scratch
 from pipeline.recipe import IngestSpec
-from pipeline.shards import Sample, ShardWriter
-from pipeline.sources import Row, Unit, read_rows
+from pipeline.shards import Sample
 from pipeline.store import Store
-
-SUCCESS, REJECTED, FAILED = "success", "rejected", "failed"
-_SPOOL_BYTES = 256 << 20
-REFUSED_BEFORE_DOWNLOAD = ("caption_not_utf8", "caption_empty", "duplicate_row")
-
-LEDGER_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("status", pa.string()),
-        ("error_message", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-        ("sha256", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-    ]
-)
-"""One row per input row. The names are img2dataset's; `offset` and `size` find the sample in the unit's tar."""
-
-
-@dataclass
-class Outcome:
-    """What became of one row: a line of the ledger."""
-
-    key: str
-    url: str
-    caption: str
-    status: str
-    error_message: str = ""
-    width: int | None = None
-    height: int | None = None
-    original_width: int | None = None
-    original_height: int | None = None
-    sha256: str | None = None
-    """Of the original bytes, as downloaded."""
-    offset: int | None = None
-    size: int | None = None
+from pipeline.web.fetcher import Fetched, NodeUnavailable, fetch_all
 
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What a unit's run came to; `committed` is False where too few rows were answered."""
+    """What a unit's run came to."""
 
     name: str
     committed: bool
+    """False where the node was in trouble, or too few rows were answered: the unit stays pending."""
     reasons: dict[str, int]
-    """Count by `status` or `status:reason`."""
+    """Rows by `status` or `status:reason`."""
     num_bytes: int = 0
+    """Of the raw file."""
     message: str = ""
+    seconds: float = 0.0
 
     @property
     def num_rows(self) -> int:
@@ -84,133 +46,212 @@ class UnitReport:
         return self.reasons.get(SUCCESS, 0)
 
 
-@dataclass
-class _Results:
-    """Finished rows that wait for the rows before them, so that the tar is in the input's order."""
-
-    writer: ShardWriter
-    outcomes: list[Outcome] = field(default_factory=list)
-    _waiting: dict[int, tuple[Outcome, Sample | None]] = field(default_factory=dict)
-
-    def put(self, position: int, outcome: Outcome, sample: Sample | None) -> None:
-        self._waiting[position] = (outcome, sample)
-        while len(self.outcomes) in self._waiting:
-            outcome, sample = self._waiting.pop(len(self.outcomes))
-            if sample is not None:
-                outcome.offset, outcome.size = self.writer.add(sample)
-            self.outcomes.append(outcome)
-
-
 def run_unit(unit: Unit, spec: IngestSpec, store: Store) -> UnitReport:
     """Download, filter and store one unit, and commit it.
 
-    The commit is the ledger, written after the tar. The tar's name carries a hash of its content, so that two runs
-    of one unit (a killed driver's last task and its successor) can never mix: a ledger names the tar it belongs to.
-
-    Returns:
-        The report; not committed where fewer rows were answered than the recipe accepts.
+    The commit is the ledger, written after the raw file. The raw file's name carries a hash of its content, so that
+    two runs of one unit (a killed driver's last task and its successor) can never mix.
     """
+    began = time.monotonic()
     rows = read_rows(unit, spec.source)
-    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
-        results = _Results(ShardWriter(cast(BinaryIO, spool)))
-        asyncio.run(_run_rows(rows, spec, results))
-        num_bytes, sha256 = results.writer.close()
-        report = UnitReport(unit.name, True, _count(results.outcomes), num_bytes)
-        refusal = _refusal(results.outcomes, spec)
-        if refusal:
-            return replace(report, committed=False, message=refusal)
-        tar_name = f"raw/{unit.name}-{sha256[:8]}.tar"
-        spool.seek(0)
-        with store.writing(tar_name) as stream:
-            shutil.copyfileobj(spool, stream, 1 << 20)
-    ledger = pa.Table.from_pylist([asdict(outcome) for outcome in results.outcomes], schema=LEDGER_SCHEMA)
-    commit = {"tar": tar_name, "sha256": sha256, "num_bytes": num_bytes, "reasons": report.reasons}
-    store.write_table(f"ledger/{unit.name}.parquet", ledger.replace_schema_metadata({"genlip": json.dumps(commit)}))
-    return report
-
-
-def commit_record(store: Store, ledger_name: str) -> dict[str, Any]:
-    """What a unit's ledger says of the unit as a whole: its `tar`, `sha256`, `num_bytes` and counted `reasons`."""
-    schema = pq.read_schema(io.BytesIO(store.read(f"ledger/{ledger_name}")))
-    return cast(dict[str, Any], json.loads(schema.metadata[b"genlip"]))
-
-
-async def _run_rows(rows: list[Row], spec: IngestSpec, results: _Results) -> None:
-    """All rows of a unit: downloads overlap, one thread decodes while they do."""
-    filters = spec.build_filters()
-    seen: set[str] = set()
-    slots = asyncio.Semaphore(spec.fetch.in_flight)
-    with ThreadPoolExecutor(max_workers=1) as decoder:
-        async with open_session(spec.fetch) as session:
-
-            async def run_row(position: int, row: Row) -> None:
-                async with slots:
-                    fetched = await fetch(session, row.url, spec.fetch)
-                if fetched.error:
-                    status = REJECTED if fetched.opted_out else FAILED
-                    results.put(position, _refused(row, status, fetched.error), None)
-                    return
-                loop = asyncio.get_running_loop()
-                outcome, sample = await loop.run_in_executor(decoder, _process, row, fetched.body, spec, filters)
-                results.put(position, outcome, sample)
-
-            async with asyncio.TaskGroup() as group:
-                for position, row in enumerate(rows):
-                    reason = _reason_before_download(row, seen)
-                    if reason:
-                        results.put(position, _refused(row, REJECTED, reason), None)
-                    else:
-                        seen.add(row.key)
-                        group.create_task(run_row(position, row))
-
-
-def _reason_before_download(row: Row, seen: set[str]) -> str:
-    not_utf8, empty, duplicate = REFUSED_BEFORE_DOWNLOAD
-    if row.caption is None:
-        return not_utf8
-    if not row.caption.strip():
-        return empty
-    return duplicate if row.key in seen else ""
-
-
-def _process(row: Row, body: bytes, spec: IngestSpec, filters: list[Filter]) -> tuple[Outcome, Sample | None]:
-    """A downloaded row's outcome, with the sample where it is kept."""
-    try:
-        image = transcode(body, spec.image)
-    except ImageError as error:
-        return _refused(row, FAILED, str(error)), None
-    caption = " ".join((row.caption or "").split())
-    outcome = Outcome(
-        row.key, row.url, caption, SUCCESS, "", image.width, image.height, image.original_width, image.original_height
-    )
-    outcome.sha256 = hashlib.sha256(body).hexdigest()
-    candidate = Candidate(row.url, caption, image.original_width, image.original_height)
-    for one in filters:
+    with Scratch() as scratch:
+        run = _UnitRun(unit, rows, spec, scratch)
         try:
-            reason = one.reject(candidate)
-        except Exception as error:  # noqa: BLE001 a filter is a plug-in: its bug costs the row, not the unit
-            return replace(outcome, status=FAILED, error_message=f"filter_{type(error).__name__}"), None
+            run.settle_before_download()
+            run.settle_adopted()
+            run.settle_downloads()
+        except NodeUnavailable as error:
+            return UnitReport(unit.name, False, {}, message=str(error), seconds=time.monotonic() - began)
+        outcomes = run.finished()
+        report = UnitReport(unit.name, True, count_labels(outcomes))
+        refusal = _refusal(outcomes, 0.0 if unit.kind == "retry" else spec.accept_unit_if.fetched_at_least)
+        if refusal:
+            return replace(report, committed=False, message=refusal, seconds=time.monotonic() - began)
+        raw = scratch.write(store, unit.name, spec.write.format)
+    for position, place in raw.places.items():
+        outcomes[position].offset, outcomes[position].size = place
+    replaces = Counter(f"{FAILED}:{row.from_reason}" for row in rows if row.from_reason)
+    record = CommitRecord(raw.name, raw.sha256, raw.num_bytes, report.reasons, dict(sorted(replaces.items())))
+    commit(store, unit.name, outcomes, record)
+    return replace(report, num_bytes=raw.num_bytes, seconds=time.monotonic() - began)
+
+
+class _UnitRun:
+    """The rows of a unit on their way to an outcome each."""
+
+    def __init__(self, unit: Unit, rows: Sequence[Row], spec: IngestSpec, scratch: Scratch) -> None:
+        self._rows = rows
+        self._spec = spec
+        # Nothing is given up a second time.
+        self._fetch = spec.fetch.model_copy(update={"spill": 0.0}) if unit.kind == "retry" else spec.fetch
+        self._scratch = scratch
+        filters = spec.build_filters()
+        self._caption_filters = [one for one in filters if not one.needs_image]
+        self._image_filters = [one for one in filters if one.needs_image]
+        self._outcomes: dict[int, Outcome] = {}
+
+    def finished(self) -> list[Outcome]:
+        """The outcomes in the order of the rows."""
+        return [self._outcomes[position] for position in range(len(self._rows))]
+
+    def settle_before_download(self) -> None:
+        """Rows that need no network: their caption says no, they are repeated, or they failed where they come from."""
+        seen: set[str] = set()
+        for position, row in enumerate(self._rows):
+            reason = row.earlier_reason or _caption_reason(row)
+            if not reason and row.key in seen:
+                reason = "duplicate_row"
+            reason = reason or first_refusal(self._caption_filters, _candidate(row))
+            if reason:
+                self._outcomes[position] = refused(row.key, row.url, row.caption, reason)
+            else:
+                seen.add(row.key)
+
+    def settle_adopted(self) -> None:
+        """Rows that bring their image along."""
+        decoder = decoder_of(self._spec.image)
+        for position in self._open():
+            body = self._rows[position].body
+            if body is not None:
+                self._take(position, body, "", decoder)
+
+    def settle_downloads(self) -> None:
+        """All others, by the engine of the recipe."""
+        positions = self._open()
+        if not positions:
+            return
+        if self._spec.fetch.engine == "img2dataset":
+            rows = [self._rows[position] for position in positions]
+            results = img2dataset_engine.download(rows, self._spec.fetch, self._spec.image)
+            for position, result in zip(positions, results, strict=True):
+                self._settle(position, result, "")
+        else:
+            asyncio.run(self._download(positions))
+
+    async def _download(self, positions: Sequence[int]) -> None:
+        """Downloads overlap; one thread waits for the decoder process while they do."""
+        decoder = decoder_of(self._spec.image)
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(max_workers=1) as thread:
+
+            async def deliver(index: int, fetched: Fetched) -> None:
+                position = positions[index]
+                if fetched.reason:
+                    self._refuse(position, fetched.reason)
+                else:
+                    final_url = fetched.final_url if fetched.final_url != self._rows[position].url else ""
+                    await loop.run_in_executor(thread, self._take, position, fetched.body, final_url, decoder)
+
+            urls = [self._rows[position].url for position in positions]
+            await fetch_all(urls, self._fetch, node_of(self._spec.fetch), deliver)
+
+    def _take(self, position: int, body: bytes, final_url: str, decoder: Decoder) -> None:
+        try:
+            result: StoredImage | ImageError = decoder.transcode(body, self._rows[position].boxes)
+        except ImageError as error:
+            result = error
+        self._settle(position, result, final_url)
+
+    def _settle(self, position: int, result: StoredImage | ImageError, final_url: str) -> None:
+        """A row whose bytes have been looked at."""
+        row = self._rows[position]
+        if isinstance(result, ImageError):
+            self._refuse(position, str(result))
+            self._outcomes[position].original_width = result.original_width
+            self._outcomes[position].original_height = result.original_height
+            return
+        outcome = _outcome(row, result)
+        outcome.hash_check = self._hash_check(row, result)
+        self._outcomes[position] = outcome
+        reason = "hash_mismatch" if self._is_refused_for(outcome.hash_check) else ""
+        reason = reason or first_refusal(self._image_filters, _candidate(row, result))
         if reason:
-            return replace(outcome, status=REJECTED, error_message=reason), None
-    size = {"width": image.width, "height": image.height}
-    original = {"original_width": image.original_width, "original_height": image.original_height}
-    meta = row.meta | {"key": row.key, "url": row.url, "sha256": outcome.sha256} | size | original
-    return outcome, Sample(row.key, image.jpeg, caption, meta)
+            outcome.status, outcome.error_message = find_reason(reason).status, reason
+            outcome.width = outcome.height = None
+            return
+        meta = row.meta | _image_meta(row, result) | ({"final_url": final_url} if final_url else {})
+        self._scratch.put(position, Sample(row.key, result.body, outcome.caption, meta, result.extension))
+
+    def _refuse(self, position: int, reason: str) -> None:
+        row = self._rows[position]
+        self._outcomes[position] = refused(row.key, row.url, row.caption, reason)
+
+    def _open(self) -> list[int]:
+        return [position for position in range(len(self._rows)) if position not in self._outcomes]
+
+    def _hash_check(self, row: Row, image: StoredImage) -> str | None:
+        check = self._spec.hash_check
+        expected_phash = str(row.meta.get(check.phash, "")) if check.phash else ""
+        if not row.expected_sha256 and not expected_phash:
+            return None
+        if row.expected_sha256 and row.expected_sha256.lower() == image.sha256:
+            return "equal"
+        is_similar = expected_phash and hash_distance(expected_phash, image.phash) <= check.similar_bits
+        return "similar" if is_similar else "different"
+
+    def _is_refused_for(self, hash_check: str | None) -> bool:
+        return hash_check == "different" and self._spec.hash_check.different == REJECTED
 
 
-def _refused(row: Row, status: str, reason: str) -> Outcome:
-    return Outcome(row.key, row.url, row.caption or "", status, reason)
+def _caption_reason(row: Row) -> str:
+    if row.caption is None:
+        return "caption_not_utf8"
+    return "" if row.caption.strip() else "caption_empty"
 
 
-def _count(outcomes: list[Outcome]) -> dict[str, int]:
-    return dict(Counter(o.status if o.status == SUCCESS else f"{o.status}:{o.error_message}" for o in outcomes))
+def _one_line(caption: str | None) -> str:
+    return " ".join((caption or "").split())
 
 
-def _refusal(outcomes: list[Outcome], spec: IngestSpec) -> str:
+def _candidate(row: Row, image: StoredImage | None = None) -> Candidate:
+    known = Candidate(row.url, _one_line(row.caption), row.meta)
+    if image is None:
+        return known
+    return replace(
+        known,
+        original_width=image.original_width,
+        original_height=image.original_height,
+        original_format=image.original_format,
+        num_frames=image.num_frames,
+    )
+
+
+def _outcome(row: Row, image: StoredImage) -> Outcome:
+    return Outcome(
+        key=row.key,
+        url=row.url,
+        caption=_one_line(row.caption),
+        status=SUCCESS,
+        width=image.width,
+        height=image.height,
+        original_width=image.original_width,
+        original_height=image.original_height,
+        sha256=image.sha256,
+        phash=image.phash,
+    )
+
+
+def _image_meta(row: Row, image: StoredImage) -> dict[str, Any]:
+    """What a sample's JSON says beside the input's own columns."""
+    return {
+        "key": row.key,
+        "url": row.url,
+        "sha256": image.sha256,
+        "phash": image.phash,
+        "width": image.width,
+        "height": image.height,
+        "original_width": image.original_width,
+        "original_height": image.original_height,
+        "original_format": image.original_format,
+        "num_frames": image.num_frames,
+    }
+
+
+def _refusal(outcomes: Sequence[Outcome], wanted: float) -> str:
     """Why the unit must stay pending, or the empty string: too many of the rows that were asked for got no answer."""
-    asked = [outcome for outcome in outcomes if outcome.error_message not in REFUSED_BEFORE_DOWNLOAD]
-    lost = [outcome for outcome in asked if outcome.status == FAILED and not is_answer(outcome.error_message)]
-    wanted = spec.accept_unit_if.fetched_at_least
+    before = ("caption_empty", "caption_not_utf8", "duplicate_row")
+    asked = [outcome for outcome in outcomes if outcome.error_message not in before]
+    lost = [one for one in asked if one.status == FAILED and not find_reason(one.error_message).is_answer]
     if len(asked) - len(lost) >= wanted * len(asked):
         return ""
     most_often = Counter(outcome.error_message for outcome in lost).most_common(1)[0][0]

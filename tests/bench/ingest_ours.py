@@ -1,26 +1,31 @@
-"""Ingests a URL table with genlip in one process: `python -m tests.bench.ingest_ours URLS OUT`."""
+"""Ingests a URL table with genlip in one process: `python -m tests.bench.ingest_ours URLS OUT CA_FILE [RESOLVER]`."""
 
 import sys
 
+from pipeline.inputs.plan import extend_plan
 from pipeline.recipe import FetchSpec, ImageSpec, IngestSpec, SourceSpec
-from pipeline.sources import plan_units, record_plan
 from pipeline.store import open_store
 from pipeline.work import run_unit
-from tests.bench.ingest_settings import IN_FLIGHT, JPEG_QUALITY, LONGEST_SIDE_PX
+from tests.bench.ingest_settings import JPEG_QUALITY, SHARD_SAMPLES, SHORTEST_SIDE_PX, TIMEOUT_S
 
 
-def main(urls: str, out: str) -> None:
-    """Runs the units of the plan one after the other."""
+def main(urls: str, out: str, ca_file: str, resolver: str = "") -> None:
+    """Runs the units of the plan one after the other, with the defaults for all that is not said here."""
     spec = IngestSpec(
         source=SourceSpec(urls=urls),
-        fetch=FetchSpec(in_flight=IN_FLIGHT),
-        image=ImageSpec(longest_side_px=LONGEST_SIDE_PX, jpeg_quality=JPEG_QUALITY),
+        unit_samples=SHARD_SAMPLES,
+        fetch=FetchSpec(
+            timeout_s=TIMEOUT_S,
+            allow_addresses=("127.0.0.0/8",),
+            ca_file=ca_file,
+            resolvers=(resolver,) if resolver else (),
+        ),
+        image=ImageSpec(resize="keep_ratio", size_px=SHORTEST_SIDE_PX, quality=JPEG_QUALITY),
     )
-    units = plan_units(spec.source, spec.unit_samples)
     store = open_store(out, spec.content())
-    record_plan(store, units)
-    for unit in units:
-        run_unit(unit, spec, store)
+    for unit in extend_plan(store, spec.source, spec.unit_samples).iter_units():
+        report = run_unit(unit, spec, store)
+        print(unit.name, report.reasons, report.message)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,28 @@
-"""Ingests a URL table with img2dataset in one process: `python -m tests.bench.ingest_peer URLS OUT`."""
+"""Ingests a URL table with img2dataset in one process.
 
+`python -m tests.bench.ingest_peer URLS OUT THREADS [one-context]`; it trusts the certificates of the file
+that SSL_CERT_FILE names.
+"""
+
+import ssl
 import sys
+import urllib.request
 
 import img2dataset
 
-from tests.bench.ingest_settings import IN_FLIGHT, JPEG_QUALITY, LONGEST_SIDE_PX
+from tests.bench.ingest_settings import JPEG_QUALITY, SHARD_SAMPLES, SHORTEST_SIDE_PX, TIMEOUT_S
 
 
-def main(urls: str, out: str) -> None:
+def share_one_context() -> None:
+    """Python before 3.12 reads the certificate bundle again for every https connection; this does as later ones do."""
+    handler = urllib.request.HTTPSHandler(context=ssl.create_default_context())
+    urllib.request.install_opener(urllib.request.build_opener(handler))
+
+
+def main(urls: str, out: str, threads: str, context: str = "") -> None:
     """Asks for what ours does: the same resize, quality and hash, and no EXIF table, which ours does not keep."""
+    if context == "one-context":
+        share_one_context()
     img2dataset.download(
         url_list=urls,
         input_format="parquet",
@@ -17,11 +31,13 @@ def main(urls: str, out: str) -> None:
         output_folder=out,
         output_format="webdataset",
         processes_count=1,
-        thread_count=IN_FLIGHT,
-        image_size=LONGEST_SIDE_PX,
-        resize_mode="keep_ratio_largest",
+        thread_count=int(threads),
+        image_size=SHORTEST_SIDE_PX,
+        resize_mode="keep_ratio",
         resize_only_if_bigger=True,
         encode_quality=JPEG_QUALITY,
+        number_sample_per_shard=SHARD_SAMPLES,
+        timeout=TIMEOUT_S,
         compute_hash="sha256",
         extract_exif=False,
         distributor="multiprocessing",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from jobs.demo.server import start_server
 from jobs.recipe import Recipe, check_recipe
+from pipeline.inputs.plan import extend_plan
 from pipeline.materialise import begin_dataset, finish_dataset, plan_shards, select, write_shard
-from pipeline.sources import plan_units, record_plan
 from pipeline.store import open_store
 from pipeline.work import run_unit
 from tests.bench.photos import make_photos, write_urls
@@ -29,9 +29,7 @@ def make_run(folder: Path, num_images: int) -> Path:
     store = open_store(recipe.store, recipe.ingest.content())
     with start_server(folder / "corpus") as base_url:
         write_urls(folder / "urls.parquet", base_url, captions)
-        units = plan_units(recipe.ingest.source, recipe.ingest.unit_samples)
-        record_plan(store, units)
-        for unit in units:
+        for unit in extend_plan(store, recipe.ingest.source, recipe.ingest.unit_samples).iter_units():
             run_unit(unit, recipe.ingest, store)
     selection = select(store, recipe.shards)
     jobs = plan_shards(selection, recipe.shards, recipe.seed)
@@ -48,7 +46,8 @@ def _recipe(folder: Path) -> Recipe:
         "runs": str(folder / "runs"),
         "ingest": {
             "source": {"urls": str(folder / "urls.parquet")},
-            "image": {"longest_side_px": STORED_SIDE_PX},
+            "fetch": {"allow_addresses": ["127.0.0.0/8"], "per_host": 64},
+            "image": {"size_px": STORED_SIDE_PX},
         },
         "shards": {"name": "bench", "shard_samples": SHARD_SAMPLES},
         "train": {"length": 1, "lanes": 1, "row_tokens": ROW_TOKENS},

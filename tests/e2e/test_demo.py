@@ -64,9 +64,9 @@ def test_the_funnel_adds_up_and_names_every_kind_of_trouble(demo: tuple[Path, st
     assert found
     seen, success, rejected, failed = (int(number.replace(",", "")) for number in found.groups())
     assert seen == success + rejected + failed
-    for reason in ("opt_out_noai", "caption_empty", "http_404", "http_503", "truncated", "not_an_image", "timeout"):
+    for reason in ("opt_out_noai", "caption_empty", "http_404", "http_503", "truncated", "not_image"):
         assert reason in printed
-    assert "connection_refused" in printed
+    assert "  connect " in printed
     assert "duplicate_image" in printed
 
 

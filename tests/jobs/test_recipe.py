@@ -91,13 +91,13 @@ def test_a_key_like_no_other_gets_the_list_of_keys_there(path: Path) -> None:
 def test_all_problems_are_listed_at_once(path: Path) -> None:
     overrides = [
         "storre=x",
-        "ingest.image.jpeg_quality=101",
+        "ingest.image.quality=101",
         "train.optim.lr=fast",
         "train.precision=fp8",
         "run.workers=-1",
     ]
     message = _refusal(path, overrides)
-    for key in ("storre", "ingest.image.jpeg_quality", "train.optim.lr", "train.precision", "run.workers"):
+    for key in ("storre", "ingest.image.quality", "train.optim.lr", "train.precision", "run.workers"):
         assert message.count(f"  - {key}: ") == 1
     assert "got 101" in message
     assert "'fast'" in message
@@ -233,8 +233,8 @@ CONTENT_CHANGES = [
     "ingest.unit_samples=7",
     "ingest.fetch.max_bytes=7",
     "ingest.fetch.obey=[noai]",
-    "ingest.image.longest_side_px=77",
-    "ingest.image.jpeg_quality=77",
+    "ingest.image.size_px=77",
+    "ingest.image.quality=77",
     "ingest.image.max_pixels=77",
     "ingest.plugins=[json]",
     "ingest.filters=[{caption_words: null}]",

@@ -103,6 +103,7 @@ def run_export(name: str, folder: str) -> None:
     checkpointing.append(model.genlip.gradient_checkpointing)
     ids = model.generate_ids(**inputs, max_new_tokens=WORK["new_tokens"])
     token_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in WORK["texts"]]
+    beyond = len(tokenizer) + 5  # an id that only a model with a padded vocabulary has
     facts = {
         "loading_problems": {key: sorted(map(str, value)) for key, value in problems.items() if value},
         "parameter_names": list(model.state_dict()),
@@ -114,6 +115,7 @@ def run_export(name: str, folder: str) -> None:
         "captions": [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)],
         "token_ids": token_ids,
         "decoded": tokenizer.batch_decode(token_ids),
+        "decoded_with_padding": tokenizer.batch_decode([[beyond, *ids, beyond] for ids in token_ids]),
         "errors": check_errors(model, processor),
         "card_features": run_card(Path(folder)),
     }

@@ -246,6 +246,11 @@ def test_greedy_decoding_with_cache(load_golden_model: LoadModel, name: str, cas
             close(model.lm_head(model.project(prefix.last_GD))[0], expected, 1e-4)
             prefix = append_token(model, prefix, torch.tensor([token]))
     assert generate_ids(model, [image], prompt_ids, stop_id=-1, max_new_tokens=len(tokens)) == [tokens]
+    # Without a cache: the tokens as a caption, each predicted by the one before.
+    whole = EncodedSample(*image, prompt_ids, tokens)
+    with torch.no_grad():
+        logits = model.logits(pack_rows([[whole]], whole.num_tokens))[0]
+    close(logits[-len(tokens) - 1 : -1], case["step_logits"], 1e-4)
 
 
 @pytest.mark.parametrize(("name", "case_name"), cases("f"))

@@ -140,6 +140,34 @@ def test_image_features_do_not_depend_on_text(sample: EncodedSample, other_text:
             torch.testing.assert_close(hidden, features, atol=1e-5, rtol=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(rows=rows_strategy, data=st.data())
+def test_the_loss_is_that_of_the_labelled_positions_and_of_no_other(
+    rows: list[list[EncodedSample]], data: st.DataObject
+) -> None:
+    """For any choice of labels among the caption tokens."""
+    packed = pack_rows(rows, row_length(rows, extra=2))
+    places = packed.label_index_L.tolist()
+    dropped = data.draw(st.lists(st.sampled_from(places), unique=True)) if places else []
+    labels_BS = packed.labels_BS.clone()
+    labels_BS.view(-1)[dropped] = -100
+    chosen = PackedRows.from_tensors(
+        packed.input_ids_BS,
+        labels_BS,
+        packed.position_ids_B3S,
+        packed.sample_ids_BS,
+        packed.image_mask_BS,
+        packed.patches_NCPP,
+        patch_size=2,
+    )
+    model = make_model()
+    out = model(chosen)
+    log_probs = model.logits(chosen).detach().flatten(0, 1).log_softmax(dim=-1)
+    expected = -sum(log_probs[place - 1, packed.input_ids_BS.flatten()[place]] for place in {*places} - {*dropped})
+    torch.testing.assert_close(out.loss_sum, torch.as_tensor(expected, dtype=torch.float32))
+    assert int(out.num_labels) == len(places) - len(dropped)
+
+
 def test_later_text_does_not_change_earlier_text() -> None:
     model = make_model()
     long = make_sample(1, (2, 3), 2, 6)
@@ -187,7 +215,7 @@ def test_without_labels_the_loss_is_zero_and_every_parameter_has_a_gradient(rows
 
 def test_from_tensors_equals_pack_rows() -> None:
     samples = [make_sample(seed, (2, 1 + seed), 1, 3) for seed in range(3)]
-    packed = pack_rows([samples[:2], samples[2:]], 20)
+    packed = pack_rows([samples[:2], [], samples[2:]], 20)
     rebuilt = PackedRows.from_tensors(
         packed.input_ids_BS,
         packed.labels_BS,
@@ -258,6 +286,20 @@ def test_bad_samples_and_rows_are_refused() -> None:
         dataclasses.replace(sample, patches=sample.patches.astype(np.float64))
     with pytest.raises(ModelError, match="share patch type"):
         pack_rows([[sample, dataclasses.replace(sample, patches=sample.patches.astype(np.float32))]], 20)
+
+
+def test_pixels_that_are_no_finite_images_are_refused() -> None:
+    sample = make_sample(0, (2, 1), 1, 2)
+    with pytest.raises(ModelError, match="patches hold NaN or infinity"):
+        dataclasses.replace(sample, patches=np.full((2, 3, 2, 2), np.nan, np.float32))
+    rows = {name: value for name, value in vars(pack_rows([[sample]], 5)).items() if name.endswith(("BS", "B3S"))}
+    for pixels, message in [
+        (torch.full((2, 3, 2, 2), torch.inf), "hold NaN or infinity"),
+        (torch.zeros(3, 4, 2), r"must be \[images or patches, C, height, width\], got \[3, 4, 2\]"),
+        (torch.zeros(1, 3, 4, 3), "do not split into patches of 2 pixels"),
+    ]:
+        with pytest.raises(ModelError, match=message):
+            PackedRows.from_tensors(**rows, pixel_values=pixels, patch_size=2)
 
 
 def test_rows_that_do_not_fit_the_model_are_refused() -> None:

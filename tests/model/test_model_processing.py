@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model import ImageProcessor, ModelError, load_rgb
+from model.layers import normalise
 
 GOLDEN = Path(os.environ.get("GENLIP_GOLDEN", Path(__file__).parents[1] / "golden" / "genlip"))
 FOLDER = GOLDEN / "preprocess"
@@ -34,27 +35,35 @@ def to_patches(pixels: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
     return np.stack(cut)
 
 
+def grid_of(outputs: dict[str, torch.Tensor], tag: str) -> tuple[int, ...]:
+    """The stored (rows, columns)."""
+    return tuple(outputs[f"{tag}.image_grid_thw"][0, 1:].tolist())
+
+
 def test_stage_1_resize_is_exact() -> None:
-    expected = load_file(FOLDER / "outputs.safetensors")["stage1.pixel_values_u8"][0].numpy()
+    outputs = load_file(FOLDER / "outputs.safetensors")
     patches, grid = ImageProcessor().patches(load_rgb(FOLDER / "input.png"))
     assert grid == (14, 14)
-    assert np.array_equal(patches, to_patches(expected, 16))
+    assert np.array_equal(patches, to_patches(outputs["stage1.pixel_values_u8"][0].numpy(), 16))
     assert patches.flags.c_contiguous
+    # The normalised values of the first 8 pixel rows, as the model makes them of uint8 patches.
+    top = torch.from_numpy(patches).view(14, 14, 3, 16, 16)[0, :, :, :8].permute(1, 2, 0, 3).flatten(2)
+    torch.testing.assert_close(normalise(top), outputs["stage1.pixel_values_rows0_7"][0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("file", "tag", "grid"), [("input", "stage2", (8, 13)), ("tiny", "tiny", (4, 5))])
-def test_native_resize_is_exact(file: str, tag: str, grid: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("file", "tag"), [("input", "stage2"), ("tiny", "tiny")])
+def test_native_resize_is_exact(file: str, tag: str) -> None:
     outputs = load_file(FOLDER / "outputs.safetensors")
-    assert tuple(outputs[f"{tag}.image_grid_thw"][0, 1:].tolist()) == grid
-    patches, actual_grid = NATIVE.patches(load_rgb(FOLDER / f"{file}.png"))
-    assert actual_grid == grid
+    patches, grid = NATIVE.patches(load_rgb(FOLDER / f"{file}.png"))
+    assert grid == grid_of(outputs, tag)
     assert np.array_equal(patches, to_u8(outputs[f"{tag}.pixel_values"]))
+    torch.testing.assert_close(normalise(torch.from_numpy(patches)), outputs[f"{tag}.pixel_values"], atol=1e-6, rtol=0)
 
 
 def test_native_resize_of_a_big_image_is_exact() -> None:
     outputs = load_file(FOLDER / "outputs.safetensors")
     patches, grid = NATIVE.patches(load_rgb((FOLDER / "big.png").read_bytes()))
-    assert grid == (30, 33)
+    assert grid == grid_of(outputs, "big")
     assert np.array_equal(patches[:16], outputs["big.first16_u8"].numpy())
     assert np.array_equal(patches[-16:], outputs["big.last16_u8"].numpy())
     hashes = json.loads((FOLDER / "hashes.json").read_text())
@@ -79,7 +88,9 @@ def test_golden_samples_come_from_their_images() -> None:
     square = ImageProcessor("square", image_px=settings["stage1"]["size"])
     budget = settings["navit"]
     native = ImageProcessor("native", min_pixels=budget["min_pixels"], max_pixels=budget["max_pixels"])
-    for number in range(3):
+    numbers = [int(path.stem.removeprefix("sample")) for path in FOLDER.glob("sample*.png")]
+    assert numbers
+    for number in numbers:
         image = load_rgb(FOLDER / f"sample{number}.png")
         expected = to_u8(samples[f"stage1.{number}.pixel_values"][0])
         assert np.array_equal(square.patches(image)[0], to_patches(expected, 16))
@@ -190,6 +201,8 @@ def test_undecodable_bytes_are_refused(tmp_path: Path) -> None:
     for broken in (b"", b"not an image", whole[:200], whole[: len(whole) // 2]):
         with pytest.raises(ModelError, match="cannot be decoded"):
             load_rgb(broken)
+    with pytest.raises(ModelError, match=r"^image cannot be decoded \(no known image format\)"):
+        load_rgb(b"not an image")
     path = tmp_path / "broken.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(ModelError, match=r"broken\.png cannot be decoded"):
@@ -275,8 +288,9 @@ def test_dict_round_trip(processor: ImageProcessor) -> None:
 def test_from_dict_reads_fixed_size_processors_and_refuses_others() -> None:
     siglip = {"size": {"height": 384, "width": 384}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
     assert ImageProcessor.from_dict(siglip) == ImageProcessor(image_px=384)
-    with pytest.raises(ModelError, match="resample"):
-        ImageProcessor.from_dict({**siglip, "resample": 3})
+    for name, value in [("resample", 3), ("image_mean", "abc"), ("image_std", [0.5, 0.5]), ("rescale_factor", None)]:
+        with pytest.raises(ModelError, match=f"only {name}="):
+            ImageProcessor.from_dict({**siglip, name: value})
     with pytest.raises(ModelError, match="neither 'mode' nor a square 'size'"):
         ImageProcessor.from_dict({"size": {"shortest_edge": 224}})
 

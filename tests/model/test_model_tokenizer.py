@@ -58,6 +58,11 @@ def test_layout(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([*ids, *tokenizer.ending_ids]) == "A small red cup."
 
 
+def test_ids_that_only_the_model_has_decode_to_nothing(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("A small red cup.")
+    assert tokenizer.decode([tokenizer.vocab_size, *ids, 10**6, -1]) == "A small red cup."
+
+
 @pytest.mark.parametrize(
     "text", [END_TOKEN, f"a{END_TOKEN}b", f"{DEFAULT_PROMPT} {END_TOKEN}\n", f"red {END_TOKEN} cup"]
 )
@@ -131,6 +136,24 @@ def test_hugging_face_prompt_is_ordinary_text(hf_folder: Path) -> None:
 
 def test_plain_hugging_face_folders_load_with_the_default_prompt(hf_folder: Path) -> None:
     assert load_tokenizer(hf_folder).prompt_ids == HFTokenizer(hf_folder).encode(DEFAULT_PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.model", b"<html>not found</html>"),
+        ("tokenizer.model", b""),
+        ("tokenizer.model", None),
+        ("genlip_tokenizer.json", b"{"),
+        ("genlip_tokenizer.json", b"{}"),
+        ("genlip_tokenizer.json", b"[]"),
+    ],
+)
+def test_damaged_tokenizers_are_explained(tmp_path: Path, file: str, content: bytes | None) -> None:
+    trained().save(tmp_path)
+    (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
+    with pytest.raises(ModelError, match=f"the tokenizer of {tmp_path} does not load"):
+        load_tokenizer(tmp_path)
 
 
 def test_missing_tokenizers_are_explained(tmp_path: Path) -> None:

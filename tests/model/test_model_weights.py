@@ -230,6 +230,7 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     [
         ("embeddings.weight", torch.zeros(5), r"embeddings\.weight must have 2 axes, got shape \[5\]"),
         ("ln_post.bias", torch.zeros(192, dtype=torch.int8), r"not floating point: ln_post\.bias"),
+        ("ln_post.bias", torch.full((192,), torch.nan), r"not finite \(NaN or infinity\): ln_post\.bias"),
     ],
 )
 def test_odd_tensors_are_refused(tmp_path: Path, name: str, tensor: torch.Tensor, message: str) -> None:

@@ -8,7 +8,7 @@ from pipeline.recipe import IngestSpec
 
 
 def _candidate(caption: str = "a cat", width: int = 64, height: int = 64) -> Candidate:
-    return Candidate("http://host/a.jpg", caption, width, height)
+    return Candidate("http://host/a.jpg", caption, original_width=width, original_height=height)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import json
 import uuid
 from collections import Counter
+from dataclasses import asdict
 
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.funnel import funnel_of, read_funnel
+from pipeline.ledger import CommitRecord
 from pipeline.store import Store
 
 REASONS = st.one_of(
@@ -35,6 +37,8 @@ def test_the_parts_are_what_was_seen(counts: dict[str, int]) -> None:
 def test_a_stores_funnel_is_the_sum_of_its_units(units: list[dict[str, int]]) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
     for number, reasons in enumerate(units):
-        ledger = pa.table({"key": ["k"]}).replace_schema_metadata({"genlip": json.dumps({"reasons": reasons})})
+        ledger = pa.table({"key": ["k"]}).replace_schema_metadata(
+            {"genlip": json.dumps(asdict(CommitRecord("", "", 0, reasons, {})))}
+        )
         store.write_table(f"ledger/u{number:08d}.parquet", ledger)
     assert read_funnel(store) == funnel_of(sum((Counter(reasons) for reasons in units), Counter()))

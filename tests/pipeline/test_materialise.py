@@ -5,6 +5,7 @@ import io
 import json
 import uuid
 from collections import Counter
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
+from pipeline.ledger import LEDGER_SCHEMA, CommitRecord
 from pipeline.materialise import ShardJob, begin_dataset, finish_dataset, plan_shards, select, write_shard
 from pipeline.recipe import ShardSpec
 from pipeline.shards import INDEX_SCHEMA, Sample, ShardWriter, iter_samples, parse_sample
 from pipeline.store import Store
-from pipeline.work import LEDGER_SCHEMA
 
 Pair = tuple[int, int]
 """A stored sample by the number of its key and the number of its image: equal numbers are duplicates."""
@@ -54,7 +55,7 @@ def _commit(store: Store, number: int, pairs: list[Pair]) -> None:
     tar = f"raw/u{number:08d}-{tar_sha256[:8]}.tar"
     store.write(tar, stream.getvalue())
     ledger = pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA).replace_schema_metadata(
-        {"genlip": json.dumps({"tar": tar})}
+        {"genlip": json.dumps(asdict(CommitRecord(tar, tar_sha256, 0, {}, {})))}
     )
     store.write_table(f"ledger/u{number:08d}.parquet", ledger)
 
@@ -149,13 +150,13 @@ def test_fates(units: list[list[Pair]], holdout: float) -> None:
         first_keys.add(key)
 
 
-def test_the_record_of_fates_names_every_stored_sample_and_its_tar() -> None:
+def test_the_record_of_fates_names_every_stored_sample_and_its_raw_file() -> None:
     store = _store([[(0, 0), (1, 1)], [(0, 5), (2, 1), (3, 3)]])
     _make(store, ShardSpec(name="d"))
     record = store.read_table("selection/d.parquet").to_pylist()
     fates = ["train", "train", "duplicate_key", "duplicate_image", "train"]
     assert [row["fate"] for row in record] == fates
-    assert [row["tar"][:14] for row in record] == ["raw/u00000000-"] * 2 + ["raw/u00000001-"] * 3
+    assert [row["raw"][:14] for row in record] == ["raw/u00000000-"] * 2 + ["raw/u00000001-"] * 3
 
 
 # ---------------------------------------------------------------- held out

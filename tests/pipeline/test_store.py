@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.store import Store, open_store
 
-CONTENT = {"unit_samples": 100, "image": {"longest_side_px": 384}, "filters": [{"caption_words": {"min": 2}}]}
+CONTENT = {"unit_samples": 100, "image": {"size_px": 384}, "filters": [{"caption_words": {"min": 2}}]}
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -123,7 +123,7 @@ def test_a_store_opens_again_for_its_own_recipe(store: Store) -> None:
     ("changed", "named"),
     [
         ({"unit_samples": 200}, "unit_samples was 100, is 200"),
-        ({"image": {"longest_side_px": 224}}, "image.longest_side_px was 384, is 224"),
+        ({"image": {"size_px": 224}}, "image.size_px was 384, is 224"),
         ({"filters": []}, "filters was [{'caption_words': {'min': 2}}], is []"),
         ({"new": {"key": 1}}, "new was None, is {'key': 1}"),
     ],

@@ -9,8 +9,8 @@ from train_runs import begin_run, small_recipe
 from jobs.demo.corpus import FIXTURES, read_corpus
 from jobs.demo.server import start_server
 from jobs.demo.urls import write_url_table
+from pipeline.inputs.plan import extend_plan
 from pipeline.materialise import begin_dataset, finish_dataset, plan_shards, select, write_shard
-from pipeline.sources import plan_units, record_plan
 from pipeline.store import open_store
 from pipeline.work import run_unit
 
@@ -22,10 +22,8 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with start_server(FIXTURES) as base_url:
         write_url_table(read_corpus(FIXTURES), base_url, folder / "urls.parquet", seed=0)
         recipe = small_recipe(folder, folder)
-        units = plan_units(recipe.ingest.source, recipe.ingest.unit_samples)
         store = open_store(recipe.store, recipe.ingest.content())
-        record_plan(store, units)
-        for unit in units:
+        for unit in extend_plan(store, recipe.ingest.source, recipe.ingest.unit_samples).iter_units():
             assert run_unit(unit, recipe.ingest, store).committed
     selection = select(store, recipe.shards)
     jobs = plan_shards(selection, recipe.shards, recipe.seed)

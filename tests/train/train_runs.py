@@ -43,7 +43,7 @@ def small_recipe(store_folder: Path, run_folder: Path, *overrides: str) -> Recip
         "ingest": {
             "source": {"urls": str(store_folder / "urls.parquet")},
             "unit_samples": 100,
-            "fetch": {"timeout_s": 1, "in_flight": 16},
+            "fetch": {"timeout_s": 1, "in_flight": 16, "per_host": 16, "spill": 0, "allow_addresses": ["127.0.0.0/8"]},
         },
         "shards": {"name": "demo", "shard_samples": 60, "holdout": 0.1},
     }

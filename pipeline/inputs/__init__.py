@@ -1,0 +1,1 @@
+"""What is ingested: tables of pairs and datasets with images, cut into deterministic units."""

@@ -1,0 +1,1 @@
+"""Bytes to a stored image: recognised by content, decoded in a process of its own, upright, scaled and encoded."""
