@@ -47,7 +47,9 @@ def ingest_spec() -> Callable[..., IngestSpec]:
         return IngestSpec(
             source=SourceSpec(urls=str(urls)),
             unit_samples=unit_samples,
-            fetch=FetchSpec(timeout_s=2.0, retries=1, in_flight=32, per_host=32, spill=0, allow_addresses=("127.0.0.0/8",)),
+            fetch=FetchSpec(
+                timeout_s=2.0, retries=1, in_flight=32, per_host=32, spill=0, allow_addresses=("127.0.0.0/8",)
+            ),
             accept_unit_if=AcceptUnitSpec(fetched_at_least=fetched_at_least),
         )
 

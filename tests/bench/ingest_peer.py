@@ -8,9 +8,13 @@ import ssl
 import sys
 import urllib.request
 
-import img2dataset
+# Where they are installed, webdataset and Ray's back end import them, which costs memory and start-up; img2dataset needs
+# neither here, and its own requirements do not bring them.
+sys.modules.update({"torch": None, "ray": None})  # type: ignore[dict-item]
 
-from tests.bench.ingest_settings import JPEG_QUALITY, SHARD_SAMPLES, SHORTEST_SIDE_PX, TIMEOUT_S
+import img2dataset  # noqa: E402
+
+from tests.bench.ingest_settings import JPEG_QUALITY, SHARD_SAMPLES, SHORTEST_SIDE_PX, TIMEOUT_S  # noqa: E402
 
 
 def share_one_context() -> None:

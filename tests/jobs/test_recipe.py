@@ -54,7 +54,8 @@ def test_there_is_a_shipped_recipe() -> None:
 def test_the_least_recipe_has_the_defaults(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.train.length == 8000
-    assert (recipe.seed, recipe.ingest.unit_samples, recipe.ingest.fetch.obey) == (42, 1000, ("noai", "noimageai"))
+    assert (recipe.seed, recipe.ingest.unit_samples) == (42, 1000)
+    assert recipe.ingest.fetch.obey == ("noai", "noimageai", "noindex", "noimageindex", "noml")
     assert recipe.run_dir == Path("runs/test")
 
 
@@ -227,24 +228,60 @@ def test_a_length_that_is_no_count_is_refused(path: Path, value: str) -> None:
 
 
 CONTENT_CHANGES = [
-    "ingest.source.urls=other.parquet",
     "ingest.source.url=link",
     "ingest.source.caption=text",
+    "ingest.source.preset=laion",
+    "ingest.source.uid=id",
+    "ingest.source.sha256=hash",
+    "ingest.source.boxes=faces",
+    "ingest.source.format=csv",
+    "ingest.source.group_by_host=true",
     "ingest.unit_samples=7",
+    "ingest.fetch.engine=img2dataset",
     "ingest.fetch.max_bytes=7",
+    "ingest.fetch.max_redirects=7",
+    "ingest.fetch.robots=false",
     "ingest.fetch.obey=[noai]",
+    "ingest.fetch.tdm=false",
+    "ingest.fetch.allow_addresses=[10.0.0.0/8]",
+    "ingest.image.resize=border",
     "ingest.image.size_px=77",
+    "ingest.image.only_if_bigger=false",
+    "ingest.image.min_side_px=7",
+    "ingest.image.max_aspect=7",
+    "ingest.image.format=webp",
     "ingest.image.quality=77",
+    "ingest.image.reencode=if_changed",
     "ingest.image.max_pixels=77",
+    "ingest.image.max_frames=77",
+    "ingest.image.max_expansion=77",
+    "ingest.image.exact=true",
+    "ingest.hash_check.phash=phash",
+    "ingest.hash_check.similar_bits=7",
+    "ingest.hash_check.different=rejected",
     "ingest.plugins=[json]",
     "ingest.filters=[{caption_words: null}]",
+    "ingest.write.format=parquet",
 ]
 COURTESIES = [
+    "ingest.source.urls=other.parquet",
     "ingest.fetch.timeout_s=7",
+    "ingest.fetch.connect_timeout_s=7",
+    "ingest.fetch.min_bytes_per_s=7",
+    "ingest.fetch.slow_for_s=7",
     "ingest.fetch.retries=7",
     "ingest.fetch.in_flight=7",
+    "ingest.fetch.per_host=7",
+    "ingest.fetch.per_host_rate=7",
     "ingest.fetch.user_agent=seven",
+    "ingest.fetch.resolvers=[10.0.0.7]",
+    "ingest.fetch.ca_file=seven.pem",
+    "ingest.fetch.pause_limit_s=7",
+    "ingest.fetch.spill=0.7",
+    "ingest.image.decode_memory_mb=777",
+    "ingest.image.decode_timeout_s=7",
     "ingest.accept_unit_if.fetched_at_least=0.7",
+    "ingest.healthy_success=[0.7, 0.8]",
 ]
 
 

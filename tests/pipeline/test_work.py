@@ -255,7 +255,9 @@ def test_a_503_is_tried_again_as_often_as_the_recipe_says(
 def test_limits_of_the_recipe(
     server_url: str, ingest_spec: MakeSpec, tmp_path: Path, fetch: dict[str, Any], route: str, outcome: tuple[str, str]
 ) -> None:
-    spec = ingest_spec(Path("-"), fetched_at_least=0.0).model_copy(update={"fetch": FetchSpec(allow_addresses=("127.0.0.0/8",), **fetch)})
+    spec = ingest_spec(Path("-"), fetched_at_least=0.0).model_copy(
+        update={"fetch": FetchSpec(allow_addresses=("127.0.0.0/8",), **fetch)}
+    )
     columns = {"url": [f"{server_url}/{route}/00000.webp"], "caption": ["c"]}
     _, (entry,), _ = _run_rows(tmp_path, spec, columns)
     assert (entry["status"], entry["error_message"]) == outcome

@@ -20,8 +20,9 @@ from pipeline.pixels.spec import ImageSpec
 
 SPEC = ImageSpec(size_px=100)
 GOOD = encode(photo(300, 200), "JPEG")
-SLOW = encode(noise(1_500, 1_500), "PNG", compress_level=1)
-"""Some tenths of a second."""
+NUM_TAIL_BYTES = 40_000_000
+SLOW = encode(noise(1_500, 1_500), "PNG", compress_level=1) + bytes(NUM_TAIL_BYTES)
+"""Some tenths of a second; whoever has read the tail has been given the image."""
 VERY_SLOW_SPEC = ImageSpec(size_px=3_000, only_if_bigger=False, format="webp", max_pixels=100_000_000)
 """Takes seconds with `SLOW`."""
 
@@ -32,11 +33,20 @@ def decoder() -> Iterator[Decoder]:
         yield one
 
 
+_others: set[int] = set()
+"""Decoders that tests of other modules have left running for their units."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _remember_others() -> None:
+    _others.update(process.pid for process in _children())
+
+
 def _children() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children():
         try:
-            if "pipeline.pixels.child" in process.cmdline():
+            if process.pid not in _others and "pipeline.pixels.child" in process.cmdline():
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
@@ -44,14 +54,14 @@ def _children() -> list[psutil.Process]:
 
 
 def _kill_busy_children(num_kills: int) -> threading.Thread:
-    """Kills as many decoders, each some time after it was given work."""
+    """Kills as many decoders, each after it was given `SLOW`."""
 
     def kill() -> None:
         killed: set[int] = set()
         while len(killed) < num_kills:
             time.sleep(0.05)
             for child in _children():
-                if child.pid not in killed and child.cpu_times().user > 0.8:  # beyond its start
+                if child.pid not in killed and child.io_counters().read_chars > NUM_TAIL_BYTES:
                     killed.add(child.pid)
                     child.kill()
 
