@@ -40,9 +40,7 @@ def ingest(
     recipe: RecipePath,
     retry: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="CLASS", help="Ask again for rows that failed so: timeout, http_5xx, transient, all."
-        ),
+        typer.Option(metavar="CLASS", help="Ask again for rows that failed so: timeout, http_5xx, transient, all."),
     ] = None,
     set_: Overrides = None,
 ) -> None:

@@ -21,6 +21,7 @@ from pipeline.recipe import IngestSpec
 from pipeline.shards import Sample
 from pipeline.store import Store
 from pipeline.web.fetcher import Fetched, NodeUnavailable, fetch_all
+from pipeline.web.urls import without_credentials
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class _UnitRun:
                 reason = "duplicate_row"
             reason = reason or first_refusal(self._caption_filters, _candidate(row))
             if reason:
-                self._outcomes[position] = refused(row.key, row.url, row.caption, reason)
+                self._refuse(position, reason)
             else:
                 seen.add(row.key)
 
@@ -139,7 +140,8 @@ class _UnitRun:
                 if fetched.reason:
                     self._refuse(position, fetched.reason)
                 else:
-                    final_url = fetched.final_url if fetched.final_url != self._rows[position].url else ""
+                    given = without_credentials(self._rows[position].url)
+                    final_url = fetched.final_url if fetched.final_url != given else ""
                     await loop.run_in_executor(thread, self._take, position, fetched.body, final_url, decoder)
 
             urls = [self._rows[position].url for position in positions]
@@ -174,7 +176,7 @@ class _UnitRun:
 
     def _refuse(self, position: int, reason: str) -> None:
         row = self._rows[position]
-        self._outcomes[position] = refused(row.key, row.url, row.caption, reason)
+        self._outcomes[position] = refused(row.key, without_credentials(row.url), row.caption, reason)
 
     def _open(self) -> list[int]:
         return [position for position in range(len(self._rows)) if position not in self._outcomes]
@@ -219,7 +221,7 @@ def _candidate(row: Row, image: StoredImage | None = None) -> Candidate:
 def _outcome(row: Row, image: StoredImage) -> Outcome:
     return Outcome(
         key=row.key,
-        url=row.url,
+        url=without_credentials(row.url),
         caption=_one_line(row.caption),
         status=SUCCESS,
         width=image.width,
@@ -235,7 +237,7 @@ def _image_meta(row: Row, image: StoredImage) -> dict[str, Any]:
     """What a sample's JSON says beside the input's own columns."""
     return {
         "key": row.key,
-        "url": row.url,
+        "url": without_credentials(row.url),
         "sha256": image.sha256,
         "phash": image.phash,
         "width": image.width,

@@ -23,8 +23,6 @@ from pipeline.inputs.spec import Columns, SourceSpec
 from pipeline.inputs.tables import check_columns, inspect_parquet, read_slice
 from pipeline.store import open_fs
 
-__all__ = ["count_images", "read_images", "reason_of_message"]
-
 NO_IMAGE = "adopted_no_image"
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image.bytes", "image_bytes", "bytes")
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff", "heic")
@@ -48,6 +46,8 @@ def count_images(file: InputFile, spec: SourceSpec) -> int:
                 return sum(1 for _ in _samples(tar))
         info = inspect_parquet(file)
         check_columns(info.schema, file.url, _columns(spec, info.schema))
+        if spec.format == "img2dataset" and not {"key", "status", "error_message"} <= set(info.schema.names):
+            raise _not_the_format(info.schema, file, "it lacks key, status or error_message")
         if spec.format == "images_parquet" or not _has_tar(file.url):
             _image_column(info.schema, file)
         return info.num_rows or 0
@@ -99,15 +99,17 @@ def _read_webdataset(unit: Unit, columns: Columns) -> list[Row]:
 
 
 def _row_of_sample(tar: tarfile.TarFile, key: str, members: Members, columns: Columns) -> Row:
-    content = {extension: _read_member(tar, member) for extension, member in members.items()}
-    image = next((content[extension] for extension in _IMAGE_EXTENSIONS if extension in content), None)
+    content = {name: _read_member(tar, members[name]) for name in ("json", "txt") if name in members}
+    image_member = _image_of(members)
+    image = _read_member(tar, image_member) if image_member else None
     try:
         record = json.loads(content.get("json", b"{}"))
         is_readable = isinstance(record, dict)
     except ValueError:
         is_readable = False
     record = {"key": key} | (record if is_readable else {})
-    record.setdefault(columns.caption, content.get("txt"))
+    if record.get(columns.caption) is None:
+        record[columns.caption] = content.get("txt")
     row = _with_image(record, image, columns)
     return row if is_readable else replace(row, body=None, earlier_reason="adopted_json_unreadable")
 
@@ -120,7 +122,7 @@ def _with_image(record: dict[str, Any], image: bytes | None, columns: Columns) -
         if name not in _DROPPED
     }
     # Captions repeat. Where no URL tells two rows apart, their images do.
-    is_nameless = not row.url and not row.uid and image is not None
+    is_nameless = not row.url and not row.uid
     uid = hash_key(image + b"\0" + (row.caption or "").encode()) if image and is_nameless else row.uid
     return replace(row, uid=uid, meta=meta, body=image, earlier_reason="" if image is not None else NO_IMAGE)
 
@@ -138,11 +140,15 @@ def _image_column(schema: pa.Schema, file: InputFile) -> str:
             is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
             if is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 return name
-    raise UserError(
-        "the dataset has no images here",
+    raise _not_the_format(schema, file, f"none is called {', '.join(_IMAGE_COLUMNS)} and holds bytes")
+
+
+def _not_the_format(schema: pa.Schema, file: InputFile, why: str) -> UserError:
+    return UserError(
+        f"the file is not a dataset of the format {file.format}",
         where=file.url,
-        why=f"none of its columns {', '.join(schema.names)} is one of {', '.join(_IMAGE_COLUMNS)} with bytes",
-        next_step="name the dataset's format with --set ingest.source.format=FORMAT, or rename its column",
+        why=f"of its columns {', '.join(schema.names)}: {why}",
+        next_step="name the dataset's format with --set ingest.source.format=FORMAT, or rename its columns",
     )
 
 
@@ -188,10 +194,14 @@ def _bodies(url: str, keys: set[str]) -> dict[str, bytes]:
     bodies = {}
     with _open_tar(url) as tar:
         for key, members in _samples(tar):
-            image = next((members[extension] for extension in _IMAGE_EXTENSIONS if extension in members), None)
-            if key in keys and image is not None:
+            image = _image_of(members)
+            if key in keys and image:
                 bodies[key] = _read_member(tar, image)
     return bodies
+
+
+def _image_of(members: Members) -> tarfile.TarInfo | None:
+    return next((members[extension] for extension in _IMAGE_EXTENSIONS if extension in members), None)
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -14,6 +14,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
 _AUTHORITY = re.compile(r"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _PLAIN_NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)*[A-Za-z][A-Za-z0-9-]*")
 _NUMERIC_LABEL = re.compile(r"\d+|0[xX][0-9a-fA-F]*")
+_CREDENTIALS = re.compile(r"(\s*[A-Za-z][A-Za-z0-9+.\-]*://)[^/?#]*@")
 _FULL_STOPS = str.maketrans("。．｡", "...")
 _MAX_URL_CHARS = 8_000
 
@@ -88,3 +89,8 @@ def _ipv6(host: str) -> str:
         return str(IPv6Address(host.partition("%")[0]))
     except AddressValueError:
         raise Failed("url_invalid") from None
+
+
+def without_credentials(text: str) -> str:
+    """A URL as it was written, but for the user name and password in it."""
+    return _CREDENTIALS.sub(r"\1", text, count=1)

@@ -8,13 +8,15 @@ import ssl
 import sys
 import urllib.request
 
-# Where they are installed, webdataset and Ray's back end import them, which costs memory and start-up; img2dataset needs
-# neither here, and its own requirements do not bring them.
+# It imports them where they are installed, which costs memory and start-up, but needs neither here, and its own
+# requirements do not bring them.
 sys.modules.update({"torch": None, "ray": None})  # type: ignore[dict-item]
 
 import img2dataset  # noqa: E402
 
 from tests.bench.ingest_settings import JPEG_QUALITY, SHARD_SAMPLES, SHORTEST_SIDE_PX, TIMEOUT_S  # noqa: E402
+
+ONE_CONTEXT = "one-context"
 
 
 def share_one_context() -> None:
@@ -23,10 +25,12 @@ def share_one_context() -> None:
     urllib.request.install_opener(urllib.request.build_opener(handler))
 
 
-def main(urls: str, out: str, threads: str, context: str = "") -> None:
+if ONE_CONTEXT in sys.argv:  # out here, because img2dataset's worker process imports this module and does not call main
+    share_one_context()
+
+
+def main(urls: str, out: str, threads: str, *_: str) -> None:
     """Asks for what ours does: the same resize, quality and hash, and no EXIF table, which ours does not keep."""
-    if context == "one-context":
-        share_one_context()
     img2dataset.download(
         url_list=urls,
         input_format="parquet",
