@@ -22,5 +22,13 @@ def decoder_of(spec: ImageSpec) -> Decoder:
     """This process's decoder for a recipe's image section; its child is started by the first image."""
     if spec not in _decoders:
         _decoders[spec] = Decoder(spec)
-        atexit.register(_decoders[spec].close)
     return _decoders[spec]
+
+
+@atexit.register
+def forget() -> None:
+    """End the decoders and forget the network, as a new process would."""
+    for decoder in _decoders.values():
+        decoder.close()
+    _decoders.clear()
+    _nodes.clear()

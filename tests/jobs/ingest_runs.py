@@ -11,6 +11,7 @@ import yaml
 from jobs.recipe import load_recipe
 from pipeline.inputs.plan import extend_plan
 from pipeline.materialise import finish_dataset, plan_shards, select, write_shard
+from pipeline.processes import forget
 from pipeline.store import Store, open_store
 from pipeline.work import run_unit
 
@@ -50,6 +51,7 @@ def run_ingest(recipe: Path, *arguments: str) -> tuple[int, str]:
 
 def ingest_in_a_loop(recipe_path: Path) -> Store:
     """The undisturbed run, without Ray."""
+    forget()  # what earlier tests of this process met on the network
     recipe = load_recipe(recipe_path)
     store = open_store(recipe.store, recipe.ingest.content())
     for unit in extend_plan(store, recipe.ingest.source, recipe.ingest.unit_samples).iter_units():

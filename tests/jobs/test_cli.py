@@ -18,7 +18,7 @@ HEAVY = ("torch", "ray", "pyarrow", "transformers", "cv2", "deepspeed")
 
 OPTIONS_OF = {
     "plan": ["RECIPE", "--set"],
-    "ingest": ["RECIPE", "--set"],
+    "ingest": ["RECIPE", "--retry", "--set"],
     "tokenizer": ["RECIPE", "--set"],
     "train": ["RECIPE", "--set"],
     "eval": ["RUN"],

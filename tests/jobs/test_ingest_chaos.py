@@ -47,7 +47,7 @@ def kill_one(driver: subprocess.Popen[str], kind: str, rng: random.Random) -> bo
     except psutil.NoSuchProcess:
         return False
     if kind == "driver":
-        driver.communicate()
+        driver.wait()
         wait_for_the_end(helpers)
     return True
 

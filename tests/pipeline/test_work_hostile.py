@@ -1,7 +1,6 @@
 """A unit of everything that the web does to a downloader: the ledger says of each row what happened to it."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa

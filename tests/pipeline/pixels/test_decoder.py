@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.pixels.decoder import Decoder
 from pipeline.pixels.images import ImageError, transcode
 from pipeline.pixels.spec import ImageSpec
+from pipeline.processes import forget
 
 SPEC = ImageSpec(size_px=100)
 GOOD = encode(photo(300, 200), "JPEG")
@@ -33,20 +34,17 @@ def decoder() -> Iterator[Decoder]:
         yield one
 
 
-_others: set[int] = set()
-"""Decoders that tests of other modules have left running for their units."""
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _remember_others() -> None:
-    _others.update(process.pid for process in _children())
+def _no_others() -> None:
+    """Ends the decoders that tests of other modules have left for their next unit."""
+    forget()
 
 
 def _children() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children():
         try:
-            if process.pid not in _others and "pipeline.pixels.child" in process.cmdline():
+            if "pipeline.pixels.child" in process.cmdline():
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
@@ -198,6 +196,7 @@ import sys
 from pathlib import Path
 from pipeline.pixels.decoder import Decoder
 from pipeline.pixels.spec import ImageSpec
+from pipeline.processes import forget
 decoder = Decoder(ImageSpec.model_validate_json(sys.argv[2]))
 decoder.transcode(Path(sys.argv[1]).read_bytes())
 print("ready", flush=True)
