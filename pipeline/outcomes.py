@@ -70,6 +70,8 @@ REASONS: dict[str, Reason] = {
     "bomb": _final("more pixels, frames or expansion than the recipe allows, decided from the header"),
     "decoder_crashed": _final("the decoder process died of it (crash, or out of memory)"),
     "decoder_timeout": _final("the decoder process did not finish within its limit"),
+    "image_too_small": _rejected("its shorter side is below the recipe's least"),
+    "image_too_narrow": _rejected("its sides differ by more than the recipe's largest aspect ratio"),
     "hash_mismatch": _rejected("neither the expected sha256 nor an image that looks the same"),
     # Filters and datasets of others.
     "filter": _final("a filter raised: filter_TypeError"),

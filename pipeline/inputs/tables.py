@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -17,7 +16,7 @@ from pipeline.inputs.spec import PRESETS, Columns
 from pipeline.store import open_fs
 
 BLOCK_ROWS = 1 << 16
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ def inspect_table(file: InputFile, columns: Columns) -> TableInfo:
         if file.format == "parquet":
             info = inspect_parquet(file)
         else:
-            with open_plain(file) as (stream, _):
-                first = next(_text_blocks(stream, file, columns), None)
+            first, _ = next(_text_blocks(file, columns), (None, 0))
             info = TableInfo(first.schema if first is not None else pa.schema([]), None, 0)
     except READ_ERRORS as error:
         raise unreadable(file, error) from error
@@ -68,44 +66,44 @@ def read_blocks(file: InputFile, columns: Columns) -> Iterator[pa.Table]:
         UserError: The file cannot be read to its end.
     """
     try:
-        with ExitStack() as stack:
-            if file.format == "parquet":
+        if file.format == "parquet":
+            with ExitStack() as stack:
                 for batch in _open_parquet(file, stack).iter_batches(BLOCK_ROWS):
                     yield as_bytes(pa.Table.from_batches([batch]))
-            else:
-                stream, _ = stack.enter_context(open_plain(file))
-                yield from _text_blocks(stream, file, columns)
+        else:
+            yield from (block for block, _ in _text_blocks(file, columns))
     except READ_ERRORS as error:
         raise unreadable(file, error) from error
 
 
 def read_head(file: InputFile, columns: Columns, num_rows: int) -> tuple[pa.ChunkedArray, float]:
-    """About the first `num_rows` URLs, and the share of the file that they take; 1 where they are all.
+    """About the first `num_rows` URLs, and about the share of the file that they take; 1 where they are all.
 
     Raises:
         UserError: The file cannot be read so far.
     """
     urls: list[pa.Array] = []
     try:
-        with ExitStack() as stack:
-            if file.format == "parquet":
-                parquet = _open_parquet(file, stack)
-                batches = parquet.iter_batches(BLOCK_ROWS, columns=[columns.url])
-                blocks: Iterator[pa.Table] = (pa.Table.from_batches([batch]) for batch in batches)
-            else:
-                stream, stored = stack.enter_context(open_plain(file))
-                blocks = _text_blocks(stream, file, columns)
-            for block in blocks:
-                urls += as_bytes(block.select([columns.url])).column(0).cast(pa.binary()).chunks
-                if sum(map(len, urls)) >= num_rows:
-                    break
-            head = pa.chunked_array(urls, pa.binary())
-            if file.format == "parquet":
-                return head, len(head) / max(1, parquet.metadata.num_rows)
-            is_all = next(blocks, None) is None
-            return head, 1.0 if is_all else min(1.0, stored.tell() / file.num_bytes)
+        for block, share in _url_blocks(file, columns):
+            urls += as_bytes(block.select([columns.url])).column(0).cast(pa.binary()).chunks
+            if sum(map(len, urls)) >= num_rows:
+                return pa.chunked_array(urls, pa.binary()), share
     except READ_ERRORS as error:
         raise unreadable(file, error) from error
+    return pa.chunked_array(urls, pa.binary()), 1.0
+
+
+def _url_blocks(file: InputFile, columns: Columns) -> Iterator[tuple[pa.Table, float]]:
+    """Blocks with the URLs, and the share of the file read so far."""
+    if file.format != "parquet":
+        yield from ((block, min(0.999, num_read / file.num_bytes)) for block, num_read in _text_blocks(file, columns))
+        return
+    with ExitStack() as stack:
+        parquet = _open_parquet(file, stack)
+        num_read = 0
+        for batch in parquet.iter_batches(BLOCK_ROWS, columns=[columns.url]):
+            num_read += len(batch)
+            yield pa.Table.from_batches([batch]), num_read / parquet.metadata.num_rows
 
 
 def read_slice(url: str, first_row: int, num_rows: int) -> pa.Table:
@@ -185,20 +183,22 @@ def _open_parquet(file: InputFile, stack: ExitStack) -> pq.ParquetFile:
     return pq.ParquetFile(stack.enter_context(fs.open(path, "rb")), pre_buffer=False)
 
 
-def _text_blocks(stream: BinaryIO, file: InputFile, columns: Columns) -> Iterator[pa.Table]:
-    if file.format == "json":
-        yield from read_objects(stream, columns)
-        return
+def _text_blocks(file: InputFile, columns: Columns) -> Iterator[tuple[pa.Table, int]]:
+    """Blocks, and how many bytes of the file have been read."""
     # Cells are carried as text: a later block may not fit types that are guessed from the first.
-    names = columns.header or _csv_header(file)
-    reader = pa_csv.open_csv(
-        stream,
-        read_options=pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=columns.header or None),
-        parse_options=_csv_dialect(file, columns),
-        convert_options=pa_csv.ConvertOptions(check_utf8=False, column_types={name: pa.binary() for name in names}),
-    )
-    for batch in reader:
-        yield pa.Table.from_batches([batch])
+    names = () if file.format == "json" else columns.header or _csv_header(file)
+    with open_plain(file) as (stream, stored):
+        if file.format == "json":
+            yield from ((table, stored.tell()) for table in read_objects(stream, columns))
+            return
+        reader = pa_csv.open_csv(
+            stream,
+            read_options=pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=columns.header or None),
+            parse_options=_csv_dialect(file, columns),
+            convert_options=pa_csv.ConvertOptions(check_utf8=False, column_types={name: pa.binary() for name in names}),
+        )
+        for batch in reader:
+            yield pa.Table.from_batches([batch]), stored.tell()
 
 
 def _csv_dialect(file: InputFile, columns: Columns) -> pa_csv.ParseOptions:

@@ -167,7 +167,7 @@ def _costs(bench: Bench, scheme: str, wanted: set[str]) -> list[Result]:
         length: write_table(bench.folder / f"{scheme}-{length}.parquet", bench.urls(scheme, length))
         for length in (bench.num_images // 4, bench.num_images)
     }
-    measure = partial(_marginal_costs, bench, tables)
+    measure = partial(_marginal_costs, bench, speed, tables)
     ours = partial(measure, bench.ours)
     results: list[Result] = []
     if metrics:
@@ -191,7 +191,7 @@ def _floor_ratio(scheme: str, speed: Metric, ours: Measure, floor: Measure) -> R
     return replace(result, metric=f"floor_ratio_{scheme}", value=1 / result.ratio, unit="x", peer_value=1.0)
 
 
-def _marginal_costs(bench: Bench, tables: Mapping[int, Path], engine: Engine) -> dict[str, float]:
+def _marginal_costs(bench: Bench, speed: Metric, tables: Mapping[int, Path], engine: Engine) -> dict[str, float]:
     """The cost of an image, from the difference between the short and the long list."""
     short, long = sorted(tables)
     with tempfile.TemporaryDirectory(dir=bench.folder) as work:
@@ -205,8 +205,7 @@ def _marginal_costs(bench: Bench, tables: Mapping[int, Path], engine: Engine) ->
             " their cost: raise --images, or wait until the machine is less busy"
         )
     return {
-        "images_per_cpu_s_https": 1 / cpu_s,
-        "images_per_cpu_s_http": 1 / cpu_s,
+        speed.name: 1 / cpu_s,
         "start_up_cpu_s": costs[short].cpu_s - short * cpu_s,
         "peak_memory_per_worker": costs[long].peak_bytes / MIB,
         "psnr_db": psnr_db,

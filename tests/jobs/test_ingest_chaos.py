@@ -67,7 +67,7 @@ def test_thirty_kills_change_no_byte(tmp_path: Path) -> None:
         write_url_table(read_corpus(FIXTURES), base_url, urls, seed=1)
         expected = visible_files(ingest_in_a_loop(write_recipe(tmp_path, urls, "undisturbed", 8)))
         # A trickle, so that the kills find it at work.
-        recipe = write_recipe(tmp_path, urls, "killed", 8, per_host_rate=10)
+        recipe = write_recipe(tmp_path, urls, "killed", 8, per_host_rate=16)
         driver = start_ingest(recipe)
         for _ in range(MAX_RUNS * NUM_KILLS):
             if num_killed == NUM_KILLS:

@@ -23,6 +23,7 @@ def test_every_reason_is_itself(reason: str) -> None:
         ("filter_TypeError", FAILED, True),
         ("adopted_lost", FAILED, True),
         ("caption_too_short", REJECTED, True),
+        ("image_too_small", REJECTED, True),
         ("timeout", FAILED, False),
         ("dns_nx", FAILED, True),
         ("dns_fail", FAILED, False),

@@ -6,11 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from pixel_files import FORMATS, encode, noise, oriented, photo
+from pixel_files import FORMATS, HEIC, encode, noise, oriented, photo
 
 from pipeline.outcomes import REASONS
 from pipeline.pixels.decoder import Decoder
 from pipeline.pixels.images import ImageError
+from pipeline.pixels.plugins import PLUGINS
 from pipeline.pixels.spec import ImageSpec
 
 NUM_IMAGES = 20_000
@@ -33,19 +34,20 @@ def _seeds() -> list[bytes]:
     """Each type, and the variants of it that other code reads."""
     image = photo(48, 40)
     frames = [noise(32, 32, seed) for seed in range(3)]
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = bytes(12)  # the time at which it was made
     seeds = [encode(image, name) for name in FORMATS]
     seeds += [oriented(image, name, 6) for name in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")]
     seeds += [
         encode(frames[0], name, save_all=True, append_images=frames[1:]) for name in ("GIF", "PNG", "WEBP", "TIFF")
     ]
-    seeds += [encode(image, name, icc_profile=profile) for name in ("JPEG", "PNG", "WEBP")]
+    seeds += [encode(image, name, icc_profile=bytes(profile)) for name in ("JPEG", "PNG", "WEBP")]
     seeds += [encode(image.convert("RGBA"), name) for name in ("PNG", "WEBP", "AVIF")]
     seeds += [encode(image.convert(mode), "PNG") for mode in ("1", "L", "P", "LA")]
     seeds += [encode(image.convert("CMYK"), "JPEG"), encode(image, "JPEG", progressive=True)]
     seeds += [encode(image, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")]
     seeds += [encode(image, "WEBP", lossless=True), encode(Image.fromarray(np.full((9, 9), 999, np.uint16)), "PNG")]
-    return seeds
+    return seeds + [HEIC] * ("heic" in PLUGINS)
 
 
 def _mutate(seeds: list[bytes], rng: random.Random) -> bytes:
