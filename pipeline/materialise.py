@@ -80,7 +80,7 @@ def plan_shards(selection: Selection, spec: ShardSpec, seed: int) -> list[ShardJ
         raise UserError(
             "no sample is left to train on",
             why=f"of {selection.table.num_rows} stored samples: {selection.counts()}",
-            next_step="loosen the filters, or lower shards.holdout",
+            next_step="see the funnel: retry what failed, loosen the filters, or lower shards.holdout",
         )
     for fate, dataset in (("train", spec.name), ("heldout", spec.name + HELDOUT_SUFFIX)):
         chosen = selection.table.filter(pc.equal(selection.table["fate"], fate))

@@ -4,7 +4,6 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import pycares
 
 from pipeline.web.addresses import has_route
 from pipeline.web.failures import Failed, LocalFailure
+from pipeline.web.memory import Remembered
 from pipeline.web.spec import FetchSpec
 
 MAX_CACHED = 200_000
@@ -30,43 +30,21 @@ _SERVER_SAYS_NO = frozenset(
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What is known of a host, until when."""
+class Known:
+    """What is known of a host: its addresses, or the reason why it has none."""
 
-    addresses: tuple[str, ...]
-    reason: str
-    expires_at: float
-
-
-class DnsCache:
-    """What a process knows of hosts: bounded, oldest out first."""
-
-    def __init__(self) -> None:
-        self._answers: dict[str, Answer] = {}
-
-    def get(self, host: str) -> Answer | None:
-        """The answer, if it still counts."""
-        answer = self._answers.get(host)
-        return answer if answer and time.monotonic() < answer.expires_at else None
-
-    def put(self, host: str, addresses: Sequence[str], reason: str, ttl_s: float) -> Answer:
-        """Remember an answer."""
-        answer = Answer(tuple(addresses), reason, time.monotonic() + ttl_s)
-        self._answers.pop(host, None)
-        if len(self._answers) >= MAX_CACHED:
-            del self._answers[next(iter(self._answers))]
-        self._answers[host] = answer
-        return answer
+    addresses: tuple[str, ...] = ()
+    reason: str = ""
 
 
 class Resolver:
     """Asks the resolvers, on the running event loop; each host once, however many wait for it."""
 
-    def __init__(self, spec: FetchSpec, cache: DnsCache) -> None:
+    def __init__(self, spec: FetchSpec, cache: Remembered[Known]) -> None:
         self._servers = list(spec.resolvers) or None
         self._cache = cache
         self._channel = self._open_channel()
-        self._asking: dict[str, asyncio.Task[Answer]] = {}
+        self._asking: dict[str, asyncio.Task[Known]] = {}
         self._has_ipv6 = has_route(socket.AF_INET6)
         self._canary = asyncio.Lock()
         self._canary_at, self._canary_sings = -_CANARY_TTL_S, False
@@ -110,22 +88,23 @@ class Resolver:
             self._servers, timeout=_TIMEOUT_S, tries=_TRIES, flags=pycares.ARES_FLAG_NOSEARCH, lookups="fb"
         )
 
-    def _forget(self, host: str, task: asyncio.Task[Answer]) -> None:
+    def _forget(self, host: str, task: asyncio.Task[Known]) -> None:
         del self._asking[host]
         if not task.cancelled():
             task.exception()  # taken note of, in case that nobody waits any more
 
-    async def _ask(self, host: str) -> Answer:
+    async def _ask(self, host: str) -> Known:
         try:
             nodes = await self._query(host)
         except aiodns.error.DNSError as error:
-            return self._cache.put(host, (), *await self._judge(int(error.args[0])))
+            reason, ttl_s = await self._judge(int(error.args[0]))
+            return self._cache.put(host, Known(reason=reason), ttl_s)
         addresses = [node.addr[0].decode() for node in nodes]
         if ":" in addresses[0] and not self._has_ipv6:
-            return self._cache.put(host, (), "connect", _TTL_S[0])
+            return self._cache.put(host, Known(reason="connect"), _TTL_S[0])
         random.shuffle(addresses)
         ttl_s = min(node.ttl for node in nodes)
-        return self._cache.put(host, addresses, "", min(max(ttl_s, _TTL_S[0]), _TTL_S[1]))
+        return self._cache.put(host, Known(tuple(addresses)), min(max(ttl_s, _TTL_S[0]), _TTL_S[1]))
 
     async def _query(self, host: str) -> list[Any]:
         """IPv4 first, so that the usual host costs one question."""

@@ -13,11 +13,12 @@ from yarl import URL
 from pipeline.outcomes import FAILED, find_reason
 from pipeline.web.addresses import check_identity, is_literal
 from pipeline.web.client import Answer, Client, build_tls_context
-from pipeline.web.dns import DnsCache, Resolver
+from pipeline.web.dns import MAX_CACHED, Known, Resolver
 from pipeline.web.failures import Failed, LocalFailure, NodeUnavailable
 from pipeline.web.health import Health
 from pipeline.web.hosts import MAX_RETRY_AFTER_S, Hosts, is_trouble
-from pipeline.web.robots import Robots, RobotsCache
+from pipeline.web.memory import Remembered
+from pipeline.web.robots import MAX_REMEMBERED, Robots, Rules
 from pipeline.web.schedule import Job, Schedule
 from pipeline.web.spec import FetchSpec
 from pipeline.web.throttle import Throttle
@@ -57,8 +58,8 @@ class Node:
     """What one process remembers between units: names, robots.txt files, hosts, its pace, and the TLS context."""
 
     def __init__(self, spec: FetchSpec) -> None:
-        self.dns = DnsCache()
-        self.robots = RobotsCache()
+        self.dns: Remembered[Known] = Remembered(MAX_CACHED)
+        self.robots: Remembered[Rules] = Remembered(MAX_REMEMBERED)
         self.hosts = Hosts(spec.per_host_rate)
         self.throttle = Throttle(spec.in_flight)
         self.tls = build_tls_context(spec.ca_file)

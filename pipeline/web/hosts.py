@@ -1,5 +1,7 @@
 """What a process remembers of each host: how often it may be asked, and whether it is down."""
 
+from pipeline.web.memory import Remembered
+
 MAX_REMEMBERED = 200_000
 NUM_FAILURES = 8
 REST_S = 3.0
@@ -70,17 +72,12 @@ class Host:
 
 
 class Hosts:
-    """The hosts that a process has met; bounded, oldest out first."""
+    """The hosts that a process has met."""
 
     def __init__(self, rate_per_s: float) -> None:
         self._min_interval_s = 1 / rate_per_s if rate_per_s else 0.0
-        self._hosts: dict[str, Host] = {}
+        self._hosts: Remembered[Host] = Remembered(MAX_REMEMBERED)
 
     def get(self, name: str) -> Host:
         """The host's memory, new where it is met for the first time."""
-        host = self._hosts.get(name)
-        if host is None:
-            if len(self._hosts) >= MAX_REMEMBERED:
-                del self._hosts[next(iter(self._hosts))]
-            host = self._hosts[name] = Host(self._min_interval_s)
-        return host
+        return self._hosts.get(name) or self._hosts.put(name, Host(self._min_interval_s))

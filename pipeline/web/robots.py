@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from dataclasses import dataclass
 
 from protego import Protego
@@ -13,6 +12,7 @@ from pipeline.web.client import REDIRECTS, Client
 from pipeline.web.consent import product_token
 from pipeline.web.failures import Failed
 from pipeline.web.hosts import Host
+from pipeline.web.memory import Remembered
 from pipeline.web.spec import FetchSpec
 from pipeline.web.urls import parse_url
 
@@ -27,36 +27,14 @@ MAX_REMEMBERED = 20_000
 class Rules:
     """An origin's rules; none is everything allowed. With a reason, it could not be asked just now."""
 
-    parsed: Protego | None
-    reason: str
-    expires_at: float
-
-
-class RobotsCache:
-    """What a process knows of origins; bounded, oldest out first."""
-
-    def __init__(self) -> None:
-        self._rules: dict[str, Rules] = {}
-
-    def get(self, origin: str) -> Rules | None:
-        """The origin's rules, if they still count."""
-        rules = self._rules.get(origin)
-        return rules if rules and time.monotonic() < rules.expires_at else None
-
-    def put(self, origin: str, parsed: Protego | None, reason: str, ttl_s: float) -> Rules:
-        """Remember an origin's rules."""
-        rules = Rules(parsed, reason, time.monotonic() + ttl_s)
-        self._rules.pop(origin, None)
-        if len(self._rules) >= MAX_REMEMBERED:
-            del self._rules[next(iter(self._rules))]
-        self._rules[origin] = rules
-        return rules
+    parsed: Protego | None = None
+    reason: str = ""
 
 
 class Robots:
     """Asks the origins of one unit; each once, however many rows wait for it."""
 
-    def __init__(self, spec: FetchSpec, client: Client, cache: RobotsCache) -> None:
+    def __init__(self, spec: FetchSpec, client: Client, cache: Remembered[Rules]) -> None:
         self._timeout_s = spec.timeout_s
         self._agent = product_token(spec.user_agent)
         self._client = client
@@ -99,14 +77,14 @@ class Robots:
             async with asyncio.timeout(self._timeout_s):
                 text = await self._download(URL(origin).with_path("/robots.txt"))
         except TimeoutError:
-            return self._cache.put(origin, None, "timeout", UNREACHABLE_TTL_S)
+            return self._cache.put(origin, Rules(reason="timeout"), UNREACHABLE_TTL_S)
         except Failed as failure:
-            return self._cache.put(origin, None, failure.reason, UNREACHABLE_TTL_S)
+            return self._cache.put(origin, Rules(reason=failure.reason), UNREACHABLE_TTL_S)
         parsed = Protego.parse(text) if text.strip() else None
         delay_s = parsed.crawl_delay(self._agent) if parsed else None
         if delay_s and math.isfinite(delay_s):
             host.limit_rate(delay_s)
-        return self._cache.put(origin, parsed, "", TTL_S)
+        return self._cache.put(origin, Rules(parsed), TTL_S)
 
     async def _download(self, url: URL) -> str:
         """The file's text; empty where there is none, which allows everything."""

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.web.addresses import check_identity, is_allowed
-from pipeline.web.dns import DnsCache
+from pipeline.web.dns import MAX_CACHED
 from pipeline.web.failures import Failed
 from pipeline.web.fetcher import Fetched, Node
+from pipeline.web.memory import Remembered
 from pipeline.web.spec import FetchSpec
 from pipeline.web.urls import canonical_host, parse_url, public_text
 from tests.pipeline.web.hostile import ALLOWED, FORBIDDEN, LIMITS, HostileServer
@@ -102,7 +103,7 @@ def test_rebinding_between_units_and_within_is_refused(hostile: HostileServer, f
         node = Node(FetchSpec(**{**LIMITS, **changes}))
         assert [one.reason for one in fetch(urls, node=node, **changes)] == ["", "", "connect", ""]
         assert names.asked["rebind.example"] == 1  # the checked answer is the one that is connected to
-        node.dns = DnsCache()  # as if it had expired
+        node.dns = Remembered(MAX_CACHED)  # as if it had expired
         assert {one.reason for one in fetch(urls, node=node, **changes)} == {"blocked_address"}
     assert hostile.forbidden_hits == 0
 
