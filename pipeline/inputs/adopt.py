@@ -20,7 +20,7 @@ from pipeline.inputs.files import READ_ERRORS, InputFile, unreadable
 from pipeline.inputs.messages import reason_of_message
 from pipeline.inputs.rows import Row, Unit, hash_key, row_of
 from pipeline.inputs.spec import Columns, SourceSpec
-from pipeline.inputs.tables import check_columns, inspect_parquet, read_slice
+from pipeline.inputs.tables import check_columns, inspect_parquet, read_schema, read_slice
 from pipeline.store import open_fs
 
 NO_IMAGE = "adopted_no_image"
@@ -49,7 +49,7 @@ def count_images(file: InputFile, spec: SourceSpec) -> int:
         if spec.format == "img2dataset" and not {"key", "status", "error_message"} <= set(info.schema.names):
             raise _not_the_format(info.schema, file, "it lacks key, status or error_message")
         if spec.format == "images_parquet" or not _has_tar(file.url):
-            _image_column(info.schema, file)
+            _image_column(file)
         return info.num_rows or 0
     except (*READ_ERRORS, tarfile.TarError) as error:
         raise unreadable(file, error) from error
@@ -69,7 +69,7 @@ def read_images(unit: Unit, spec: SourceSpec) -> list[Row]:
         columns = _columns(spec, table.schema)
         if spec.format == "img2dataset":
             return _read_img2dataset(file, table, columns)
-        name = _image_column(table.schema, file)
+        name = _image_column(file)
         return [_with_image(record, _bytes_of(record.pop(name)), columns) for record in table.to_pylist()]
     except (*READ_ERRORS, tarfile.TarError) as error:
         raise unreadable(file, error) from error
@@ -82,7 +82,7 @@ def _read_img2dataset(file: InputFile, table: pa.Table, columns: Columns) -> lis
         keys = {record["key"].decode() for record in records}
         bodies = _bodies(_tar_of(file.url), keys)
     else:
-        name = _image_column(table.schema, file)
+        name = _image_column(file)
         bodies = {record["key"].decode(): record.pop(name) for record in records}
     rows = []
     for record in records:
@@ -133,7 +133,8 @@ def _columns(spec: SourceSpec, schema: pa.Schema) -> Columns:
     return columns if spec.url or columns.url in schema.names else replace(columns, url="")
 
 
-def _image_column(schema: pa.Schema, file: InputFile) -> str:
+def _image_column(file: InputFile) -> str:
+    schema = read_schema(file)
     for name in _IMAGE_COLUMNS:
         if name in schema.names:
             kind = schema.field(name).type

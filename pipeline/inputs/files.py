@@ -1,5 +1,6 @@
 """The files of a source: which there are, whether they are the same as before, and their bytes without compression."""
 
+import csv
 import hashlib
 import lzma
 import re
@@ -16,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.inputs.spec import SourceSpec
 from pipeline.store import open_fs
 
-READ_ERRORS = (pa.ArrowException, OSError, EOFError, lzma.LZMAError)
+READ_ERRORS = (pa.ArrowException, OSError, EOFError, lzma.LZMAError, csv.Error)
 """What a file that is damaged, or not what it seems, makes its readers raise."""
 
 _FORMATS = {"parquet": "parquet", "csv": "csv", "tsv": "tsv", "json": "json", "jsonl": "json", "ndjson": "json"}
@@ -37,14 +38,22 @@ class InputFile:
     num_bytes: int
 
 
-def list_files(spec: SourceSpec) -> list[InputFile]:
+def list_files(spec: SourceSpec, store_url: str = "") -> list[InputFile]:
     """The source's files in the order of their names.
+
+    Args:
+        spec: the source.
+        store_url: a store, whose own files are none of the source's even where it lies in the source's folder.
 
     Raises:
         UserError: There is none, they have different formats, or one's format is unknown.
     """
     fs, path = open_fs(spec.urls)
     found = _find(fs, path, spec)
+    if store_url:
+        found = {
+            name: size for name, size in found.items() if not fs.unstrip_protocol(name).startswith(store_url + "/")
+        }
     if spec.format == "img2dataset":
         found = _finished_shards(fs, found)
     if not found:

@@ -56,7 +56,7 @@ def plan_numbers(store: Store | None, spec: SourceSpec, unit_samples: int) -> Pl
         UserError: The source cannot be read, or a file of the plan has changed.
     """
     plan = read_plan(store) if store else Plan("")
-    files = list_files(spec)
+    files = list_files(spec, plan.root)
     if plan.batches:
         found = dict(zip((file.url for file in files), fingerprints(files), strict=True))
         refuse_changed_inputs(plan, found, spec.urls)

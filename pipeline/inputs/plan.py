@@ -53,7 +53,7 @@ def extend_plan(store: Store, spec: SourceSpec, unit_samples: int, report: Repor
     settings = plan_settings(spec, unit_samples)
     for batch in plan.batches:
         refuse_changes(batch.info.settings, settings, plan.root, "choose another store with --set store=PATH")
-    files = list_files(spec)
+    files = list_files(spec, plan.root)
     found = dict(zip((file.url for file in files), fingerprints(files), strict=True))
     refuse_changed_inputs(plan, found, spec.urls)
     new = new_files(plan, files)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.inputs.batches import units_table
-from pipeline.store import Store
+from pipeline.store import Store, storage_error
 
 _UNITS_PER_PART = 128
 """The footer, which every unit reads, grows with them."""
@@ -42,19 +42,32 @@ def write_units(store: Store, folder: str, units: Iterable[pa.Table]) -> pa.Tabl
 
 @contextmanager
 def spooled(blocks: Iterator[pa.Table], num_rows: int) -> Iterator[tuple[bool, Iterator[pa.Table]]]:
-    """Whether there are at least `num_rows` rows, and all the blocks. Those read to find out wait on the local disk."""
+    """Whether there are at least `num_rows` rows, and all the blocks. Those read to find out wait on the local disk.
+
+    Raises:
+        UserError: The local disk is full.
+    """
     with tempfile.TemporaryDirectory(prefix="genlip-plan-") as folder:
         path = str(Path(folder) / "spool")
-        num_read = 0
-        first = next(blocks, None)
-        if first is not None:
-            with pa.ipc.new_stream(path, first.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-                block: pa.Table | None = first
-                while block is not None:
-                    writer.write_table(block)
-                    num_read += len(block)
-                    block = next(blocks, None) if num_read < num_rows else None
-        yield num_read >= num_rows, _unspooled(path, blocks) if first is not None else iter(())
+        try:
+            num_read = _spool(blocks, num_rows, path)
+        except OSError as error:
+            raise storage_error(error, folder) from error
+        yield num_read >= num_rows, _unspooled(path, blocks) if num_read else iter(())
+
+
+def _spool(blocks: Iterator[pa.Table], num_rows: int, path: str) -> int:
+    """Write blocks until there are enough rows; returns how many there are."""
+    block = next(blocks, None)
+    if block is None:
+        return 0
+    num_read = 0
+    with pa.ipc.new_stream(path, block.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        while block is not None:
+            writer.write_table(block)
+            num_read += len(block)
+            block = next(blocks, None) if num_read < num_rows else None
+    return num_read
 
 
 def _unspooled(path: str, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:

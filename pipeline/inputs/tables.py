@@ -1,6 +1,8 @@
 """Tables of pairs, read block by block: parquet, CSV, TSV and JSON, with text as bytes that may not be UTF-8."""
 
+import csv
 import difflib
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -57,6 +59,12 @@ def inspect_parquet(file: InputFile) -> TableInfo:
         metadata = parquet.metadata
         groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         return TableInfo(_as_bytes_schema(parquet.schema_arrow), metadata.num_rows, max(groups, default=0))
+
+
+def read_schema(file: InputFile) -> pa.Schema:
+    """A parquet file's own schema."""
+    with ExitStack() as stack:
+        return _open_parquet(file, stack).schema_arrow
 
 
 def read_blocks(file: InputFile, columns: Columns) -> Iterator[pa.Table]:
@@ -184,21 +192,27 @@ def _open_parquet(file: InputFile, stack: ExitStack) -> pq.ParquetFile:
 
 
 def _text_blocks(file: InputFile, columns: Columns) -> Iterator[tuple[pa.Table, int]]:
-    """Blocks, and how many bytes of the file have been read."""
-    # Cells are carried as text: a later block may not fit types that are guessed from the first.
-    names = () if file.format == "json" else columns.header or _csv_header(file)
-    with open_plain(file) as (stream, stored):
-        if file.format == "json":
+    """Blocks, and about how many bytes of the file they are."""
+    if file.format == "json":
+        with open_plain(file) as (stream, stored):
             yield from ((table, stored.tell()) for table in read_objects(stream, columns))
-            return
-        reader = pa_csv.open_csv(
+        return
+    dialect = _csv_dialect(file, columns)
+    names, stored_share = _csv_head(file, columns, dialect.delimiter)
+    # Cells are carried as text: a later block may not fit types that are guessed from the first.
+    types = {name: pa.binary() for name in names}
+    with (
+        open_plain(file) as (stream, _),
+        pa_csv.open_csv(
             stream,
             read_options=pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=columns.header or None),
-            parse_options=_csv_dialect(file, columns),
-            convert_options=pa_csv.ConvertOptions(check_utf8=False, column_types={name: pa.binary() for name in names}),
-        )
-        for batch in reader:
-            yield pa.Table.from_batches([batch]), stored.tell()
+            parse_options=dialect,
+            convert_options=pa_csv.ConvertOptions(check_utf8=False, column_types=types),
+        ) as reader,
+    ):
+        for number, batch in enumerate(reader, 1):
+            # The reader is far ahead of its blocks, so that the stream's position says nothing.
+            yield pa.Table.from_batches([batch]), round(number * _BLOCK_BYTES * stored_share)
 
 
 def _csv_dialect(file: InputFile, columns: Columns) -> pa_csv.ParseOptions:
@@ -211,11 +225,13 @@ def _csv_dialect(file: InputFile, columns: Columns) -> pa_csv.ParseOptions:
     )
 
 
-def _csv_header(file: InputFile) -> tuple[str, ...]:
-    """The names in the first line."""
-    with open_plain(file) as (stream, _):
-        dialect = _csv_dialect(file, Columns())
-        return tuple(pa_csv.open_csv(stream, parse_options=dialect).schema.names)
+def _csv_head(file: InputFile, columns: Columns, delimiter: str) -> tuple[Sequence[str], float]:
+    """The names of the columns, and the bytes in the file for a byte of text."""
+    with open_plain(file) as (stream, stored):
+        head = stream.read(_BLOCK_BYTES)
+        stored_share = stored.tell() / max(1, len(head))
+    lines = io.StringIO(head.decode("utf-8-sig", "replace"))
+    return columns.header or next(csv.reader(lines, delimiter=delimiter), []), stored_share
 
 
 def check_columns(schema: pa.Schema, where: str, columns: Columns) -> None:

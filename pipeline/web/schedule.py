@@ -13,6 +13,10 @@ from pipeline.web.hosts import Host, Hosts
 from pipeline.web.urls import host_key
 
 
+ROWS_PER_CONNECTION = 4
+"""A handshake costs several requests on an open connection, ours and the host's."""
+
+
 @dataclass(eq=False)
 class Job:
     """One row on its way."""
@@ -124,7 +128,7 @@ class Schedule:
 
     def _may_start(self, line: Line, now: float) -> bool:
         """Whether the line can give a row now; if only time is missing, the line is looked at again then."""
-        if not line.jobs or not line.is_open or line.num_running >= line.host.most(self._per_host):
+        if not line.jobs or not line.is_open or line.num_running >= self._most(line):
             return False
         ready_at = line.host.ready_at()
         if ready_at > now and not line.host.is_down(now):  # the rows of a host that is down are told so at once
@@ -133,6 +137,11 @@ class Schedule:
                 self._wake(line, ready_at, None)
             return False
         return True
+
+    def _most(self, line: Line) -> int:
+        """How many of the line's requests may run: no more connections than it has rows to make them worth while."""
+        num_rows = len(line.jobs) + line.num_running
+        return min(line.host.most(self._per_host), -(-num_rows // ROWS_PER_CONNECTION))
 
     def _look_at(self, line: Line) -> None:
         """Line up the line itself, at the front: the host at hand first, while its connections are warm."""

@@ -87,6 +87,16 @@ def test_a_folder_takes_the_tables_in_it_and_leaves_notes_alone(tmp_path: Path) 
     assert [row.url for row in rows] == ["b.parquet", "sub/a.parquet"]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_store_inside_the_sources_folder_is_none_of_the_source(tmp_path: Path, kind: str) -> None:
+    write_pairs(tmp_path / f"t.{kind}", [{"url": "u", "caption": "c"}])
+    spec = SourceSpec(urls=str(tmp_path), group_by_host=True)
+    store = Store(str(tmp_path / "store"))
+    for _ in range(2):
+        assert [row.url for row in rows_of(store, spec)] == ["u"]
+        assert plan_numbers(store, spec, 1000).num_files == 1
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv.gz"])
 def test_tables_and_stores_in_memory_are_read_and_written_by_their_url(tmp_path: Path, kind: str) -> None:
     pairs = [{"url": f"u{n}", "caption": "c"} for n in range(5)]
