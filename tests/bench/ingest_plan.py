@@ -24,7 +24,7 @@ def write_tables(folder: Path, num_rows: int) -> Path:
     folder.mkdir(parents=True)
     rng = np.random.Generator(np.random.Philox(key=3))
     captions = pa.array([" ".join(rng.choice(WORDS, rng.integers(4, 16))) for _ in range(NUM_CAPTIONS)])
-    hosts = pa.array([f"https://img.shop-{number}.example.com/" for number in range(NUM_HOSTS)])
+    hosts = pa.array([f"https://img.shop-{number}.example/" for number in range(NUM_HOSTS)])
     for first in range(0, num_rows, FILE_ROWS):
         numbers = pa.array(np.arange(first, min(first + FILE_ROWS, num_rows))).cast(pa.string())
         host = hosts.take(pa.array((rng.zipf(ZIPF_EXPONENT, len(numbers)) - 1) % NUM_HOSTS))
