@@ -29,7 +29,9 @@ class Live:
     _is_healthy: bool = True
 
     def add(self, report: UnitReport) -> None:
-        """Count a unit that ended, and show the line."""
+        """Count a unit that ended, say what its machine had to wait for, and show the line."""
+        for pause in report.pauses:
+            say(f"{report.name} paused: {pause}")
         if report.committed:
             self.num_done += 1
             self.num_bytes += report.num_bytes

@@ -37,6 +37,8 @@ class UnitReport:
     """Of the raw file."""
     message: str = ""
     seconds: float = 0.0
+    pauses: tuple[str, ...] = ()
+    """Troubles of the machine that the unit waited for."""
 
     @property
     def num_rows(self) -> int:
@@ -64,7 +66,7 @@ def run_unit(unit: Unit, spec: IngestSpec, store: Store) -> UnitReport:
         except NodeUnavailable as error:
             return UnitReport(unit.name, False, {}, message=str(error), seconds=time.monotonic() - began)
         outcomes = run.finished()
-        report = UnitReport(unit.name, True, count_labels(outcomes))
+        report = UnitReport(unit.name, True, count_labels(outcomes), pauses=run.pauses)
         refusal = _refusal(outcomes, 0.0 if unit.kind == "retry" else spec.accept_unit_if.fetched_at_least)
         if refusal:
             return replace(report, committed=False, message=refusal, seconds=time.monotonic() - began)
@@ -90,6 +92,7 @@ class _UnitRun:
         self._caption_filters = [one for one in filters if not one.needs_image]
         self._image_filters = [one for one in filters if one.needs_image]
         self._outcomes: dict[int, Outcome] = {}
+        self.pauses: tuple[str, ...] = ()
 
     def finished(self) -> list[Outcome]:
         """The outcomes in the order of the rows."""
@@ -145,7 +148,10 @@ class _UnitRun:
                     await loop.run_in_executor(thread, self._take, position, fetched.body, final_url, decoder)
 
             urls = [self._rows[position].url for position in positions]
-            await fetch_all(urls, self._fetch, node_of(self._spec.fetch), deliver)
+            node = node_of(self._spec.fetch)
+            await fetch_all(urls, self._fetch, node, deliver)
+            self.pauses = tuple(node.pauses)
+            node.pauses.clear()
 
     def _take(self, position: int, body: bytes, final_url: str, decoder: Decoder) -> None:
         try:

@@ -63,6 +63,8 @@ class Node:
         self.hosts = Hosts(spec.per_host_rate)
         self.throttle = Throttle(spec.in_flight)
         self.tls = build_tls_context(spec.ca_file)
+        self.pauses: list[str] = []
+        """Troubles of this machine that are over, in words; whoever tells them on empties the list."""
 
 
 async def fetch_all(urls: Sequence[str], spec: FetchSpec, node: Node, deliver: Deliver) -> None:
@@ -111,7 +113,7 @@ class _Run:
         self._deliver = deliver
         self._throttle = node.throttle
         self._schedule = Schedule(node.hosts, spec.per_host)
-        self._health = Health(spec.pause_limit_s, resolver.is_alive)
+        self._health = Health(spec.pause_limit_s, resolver.is_alive, node.pauses)
         self._memory = Memory()
         self._transfers: set[Transfer] = set()
         self._running: dict[Job, asyncio.Task[None]] = {}

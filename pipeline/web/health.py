@@ -19,7 +19,8 @@ class Health:
     trouble counts as over only when a request has got an answer too: until then its clock and the delay go on.
     """
 
-    def __init__(self, limit_s: float, is_alive: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, limit_s: float, is_alive: Callable[[], Awaitable[bool]], pauses: list[str]) -> None:
+        self._pauses = pauses
         self._limit_s = limit_s
         self._is_alive = is_alive
         self._gate = asyncio.Lock()
@@ -59,5 +60,7 @@ class Health:
                 await asyncio.sleep(self._delay_s)
                 self._delay_s = min(2 * self._delay_s, MAX_DELAY_S)
                 if await self._is_alive():
-                    _log.warning("downloads go on after %.1f s: %s", time.monotonic() - self._began_at, self.trouble)
+                    pause = f"{self.trouble}, for {time.monotonic() - self._began_at:.1f} s"
+                    self._pauses.append(pause)
+                    _log.warning("downloads go on: %s", pause)
                     self.trouble = ""

@@ -12,7 +12,6 @@ from yarl import URL
 from pipeline.web.hosts import Host, Hosts
 from pipeline.web.urls import host_key
 
-
 ROWS_PER_CONNECTION = 4
 """A handshake costs several requests on an open connection, ours and the host's."""
 

@@ -1,5 +1,7 @@
 """The line of a running ingestion counts right, and it warns when the share of successes leaves its healthy range."""
 
+from dataclasses import replace
+
 import pytest
 
 from jobs.live import Live
@@ -47,6 +49,11 @@ def test_it_warns_once_when_it_ails_and_says_once_when_it_is_well_again(
 def test_too_much_success_is_no_health_either(live: Live, capsys: pytest.CaptureFixture[str]) -> None:
     live.add(report(0, 1000))
     assert "WARNING: 100.0% of the latest 1,000 rows succeed" in capsys.readouterr().out
+
+
+def test_what_a_machine_waited_for_is_said(live: Live, capsys: pytest.CaptureFixture[str]) -> None:
+    live.add(replace(report(0, 60, timeout=40), pauses=("no DNS resolver answers, for 12.0 s",)))
+    assert "u00000000 paused: no DNS resolver answers, for 12.0 s" in capsys.readouterr().out
 
 
 def test_a_few_rows_say_nothing(live: Live, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,7 @@ def test_delay_grows_until_a_host_has_answered() -> None:
         async def is_alive() -> bool:
             return True
 
-        gate = health.Health(60.0, is_alive)
+        gate = health.Health(60.0, is_alive, [])
         waits = []
         for _ in range(3):
             gate.report("no route")
