@@ -1,10 +1,12 @@
 """What the user sees: lines, numbers and a progress line that suits a terminal as well as a log file."""
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 
 LOG_EVERY_S = 10.0
+BAR_CHARS = 20
 
 
 def say(line: str = "") -> None:
@@ -14,7 +16,7 @@ def say(line: str = "") -> None:
 
 
 class Progress:
-    """One line rewritten in place on a terminal; one line every ten seconds elsewhere."""
+    """A bar and a line rewritten in place on a terminal; one line every ten seconds elsewhere."""
 
     def __init__(self) -> None:
         self.start = time.monotonic()
@@ -26,15 +28,22 @@ class Progress:
     def elapsed_s(self) -> float:
         return time.monotonic() - self.start
 
-    def show(self, line: str, final: bool = False) -> None:
+    def show(self, line: str, share_done: float, final: bool = False) -> None:
         now = time.monotonic()
         if self._on_terminal:
+            num_full = int(share_done * BAR_CHARS)
+            bar = f"[{'#' * num_full}{'.' * (BAR_CHARS - num_full)}] "
+            line = (bar + line)[: shutil.get_terminal_size().columns - 1]  # a wrapped line cannot be rewritten
             sys.stdout.write("\r" + line.ljust(self._width) + ("\n" if final else ""))
             sys.stdout.flush()
             self._width = len(line)
         elif final or now - self._last_s >= LOG_EVERY_S:
             say(line)
             self._last_s = now
+
+    def note(self, line: str) -> None:
+        """Say something in between, above the line in place."""
+        say("\r" + line.ljust(self._width) if self._on_terminal else line)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from jobs.console import Progress, duration, say
+from jobs.console import Progress, duration
 from pipeline.outcomes import SUCCESS
 from pipeline.work import UnitReport
 
@@ -31,7 +31,7 @@ class Live:
     def add(self, report: UnitReport) -> None:
         """Count a unit that ended, say what its machine had to wait for, and show the line."""
         for pause in report.pauses:
-            say(f"{report.name} paused: {pause}")
+            self._progress.note(f"{report.name} paused: {pause}")
         if report.committed:
             self.num_done += 1
             self.num_bytes += report.num_bytes
@@ -39,10 +39,14 @@ class Live:
         else:
             self.num_failed += 1
         self._watch_health(report)
-        self._progress.show(self.line())
+        self._progress.show(self.line(), self._share_done)
 
     def end(self) -> None:
-        self._progress.show(self.line(), final=True)
+        self._progress.show(self.line(), self._share_done, final=True)
+
+    @property
+    def _share_done(self) -> float:
+        return self.num_done / max(self.num_units, 1)
 
     def line(self) -> str:
         elapsed_s = max(self._progress.elapsed_s, 1e-9)
@@ -76,13 +80,13 @@ class Live:
             return
         self._is_healthy = not self._is_healthy
         if self._is_healthy:
-            say(f"healthy again: {share:.1%} of the latest {num_rows:,} rows succeed")
+            self._progress.note(f"healthy again: {share:.1%} of the latest {num_rows:,} rows succeed")
             return
         labels: Counter[str] = Counter()
         for one in self._latest:
             labels.update({label: count for label, count in one.reasons.items() if label != SUCCESS})
         often = ", ".join(f"{label} {count / num_rows:.0%}" for label, count in labels.most_common(NUM_TROUBLES))
-        say(
+        self._progress.note(
             f"WARNING: {share:.1%} of the latest {num_rows:,} rows succeed, healthy is {low:.0%} to {high:.0%}"
             f" (ingest.healthy_success); most often {often}"
         )
