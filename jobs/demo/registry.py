@@ -98,10 +98,24 @@ def _npm(wanted: str, entry: Path, timeout_s: float) -> dict[str, str | int]:
     next_step = f"install Node.js (the `npm` client) or check the network and `npm config get registry`, {HOW_WITHOUT}"
     _run(["npm", "pack", wanted, *NPM_FLAGS], entry, f"npm package {wanted}", next_step, timeout_s)
     archive = next(entry.glob("*.tgz"))
-    with tarfile.open(archive) as tar:
-        tar.extractall(entry / "content", filter="data")
+    _unpack(archive, entry / "content")
     name, _, version = wanted.rpartition("@")
     return _facts("npm", name, version, archive)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """The archive's files, and nothing outside the folder. Debian 12's Python 3.11.2 knows no extraction filter."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = (folder / member.name).resolve()
+            body = tar.extractfile(member) if member.isfile() else None
+            if body is None:
+                continue
+            if not path.is_relative_to(folder.resolve()):
+                why = f"its file {member.name!r} lies outside the package"
+                raise RegistryUnavailable(archive.name, why, HOW_WITHOUT)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body.read())
 
 
 def _debian(name: str, entry: Path, cache: Path, timeout_s: float) -> dict[str, str | int]:

@@ -97,6 +97,18 @@ def test_npm_package_is_unpacked_once_and_then_taken_from_the_cache(
     assert (first.folder / "x.txt").read_bytes() == b"hello"
 
 
+@needs_npm
+def test_a_package_that_would_write_outside_its_folder_is_refused(
+    tmp_path: Path, npm_settings: Callable[[str], None]
+) -> None:
+    archive = _npm_archive({"package/package.json": b'{"name": "@a/b", "version": "1.0.0"}', "../../out.txt": b"hello"})
+    with _registry(archive) as url:
+        npm_settings(url)
+        with pytest.raises(RegistryUnavailable, match="lies outside the package"):
+            get_package("npm:@a/b@1.0.0", tmp_path / "cache")
+    assert list(tmp_path.rglob("out.txt")) == []
+
+
 def _npm_archive(files: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
