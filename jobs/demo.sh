@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The demo, from nothing: a virtual environment, the pinned packages, a corpus of real images, the whole job.
 #
-#   bash jobs/demo.sh                                  small corpus, about 8 minutes of work on two cores
+#   bash jobs/demo.sh                                  small corpus, about 7 minutes of work on two cores
 #   bash jobs/demo.sh --tier full                      more images (needs apt-get and dpkg-deb; no root)
 #   bash jobs/demo.sh --set train.length='100k samples'   a longer training
 #   bash jobs/demo.sh --out FOLDER                     another folder than demo-out
