@@ -1,7 +1,6 @@
 """The innermost job: one unit from its rows to a committed raw file and ledger. The same in a loop, Ray or SLURM."""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +35,6 @@ class UnitReport:
     num_bytes: int = 0
     """Of the raw file."""
     message: str = ""
-    seconds: float = 0.0
     pauses: tuple[str, ...] = ()
     """Troubles of the machine that the unit waited for."""
 
@@ -55,7 +53,6 @@ def run_unit(unit: Unit, spec: IngestSpec, store: Store) -> UnitReport:
     The commit is the ledger, written after the raw file. The raw file's name carries a hash of its content, so that
     two runs of one unit (a killed driver's last task and its successor) can never mix.
     """
-    began = time.monotonic()
     rows = read_rows(unit, spec.source)
     with Scratch() as scratch:
         run = _UnitRun(unit, rows, spec, scratch)
@@ -64,19 +61,19 @@ def run_unit(unit: Unit, spec: IngestSpec, store: Store) -> UnitReport:
             run.settle_adopted()
             run.settle_downloads()
         except NodeUnavailable as error:
-            return UnitReport(unit.name, False, {}, message=str(error), seconds=time.monotonic() - began)
+            return UnitReport(unit.name, False, {}, message=str(error))
         outcomes = run.finished()
         report = UnitReport(unit.name, True, count_labels(outcomes), pauses=run.pauses)
         refusal = _refusal(outcomes, 0.0 if unit.kind == "retry" else spec.accept_unit_if.fetched_at_least)
         if refusal:
-            return replace(report, committed=False, message=refusal, seconds=time.monotonic() - began)
+            return replace(report, committed=False, message=refusal)
         raw = scratch.write(store, unit.name, spec.write.format)
     for position, place in raw.places.items():
         outcomes[position].offset, outcomes[position].size = place
     replaces = Counter(f"{FAILED}:{row.from_reason}" for row in rows if row.from_reason)
     record = CommitRecord(raw.name, raw.sha256, raw.num_bytes, report.reasons, dict(sorted(replaces.items())))
     commit(store, unit.name, outcomes, record)
-    return replace(report, num_bytes=raw.num_bytes, seconds=time.monotonic() - began)
+    return replace(report, num_bytes=raw.num_bytes)
 
 
 class _UnitRun:

@@ -16,6 +16,7 @@ from pipeline.inputs.spec import SourceSpec
 from pipeline.inputs.staging import write_units
 from pipeline.inputs.tables import rechunk
 from pipeline.inputs.units import read_rows
+from pipeline.ledger import committed_units
 from pipeline.outcomes import FAILED, REASONS, find_reason
 from pipeline.store import Store
 
@@ -88,7 +89,7 @@ def _check_class(name: str) -> None:
 def _rows_to_retry(store: Store, spec: SourceSpec, plan: Plan, classes: Sequence[str]) -> Iterator[pa.Table]:
     """A table per unit that has some."""
     earlier = _earlier_retries(store, plan)
-    committed = {name.removesuffix(".parquet") for name in store.names("ledger", ".parquet")}
+    committed = set(committed_units(store))
     for unit in plan.iter_units():
         if unit.name in committed:
             wanted = _failures(store, unit, classes, earlier)
