@@ -141,6 +141,11 @@ class Store:
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(io.BytesIO(self.read(name)), columns=columns)
 
+    def remove(self, name: str) -> None:
+        """Delete a file, or a folder with all that is in it; nothing where there is none."""
+        if self.exists(name):
+            self._fs.rm(self.path(name), recursive=True)
+
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(content, indent=1, sort_keys=True).encode())
 
