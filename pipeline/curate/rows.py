@@ -17,6 +17,8 @@ from pipeline.ledger import LEDGER_SCHEMA, committed_units
 from pipeline.store import Store
 
 UNITS_PER_PART = 32
+MAX_PARTS = 1_024
+"""Parts exchange rows with each other, so their number is bounded: from 32,768 units on, they grow instead."""
 ROW_COLUMNS = pa.schema([("unit", pa.int32()), ("row", pa.int32())])
 """Where a stored sample is: number of its unit in `Rows.units`, and of its row among the unit's stored samples."""
 LEDGER_COLUMNS = [name for name in LEDGER_SCHEMA.names if name not in ("status", "error_message")]
@@ -49,8 +51,9 @@ class Rows:
     def parts(self) -> Iterator[Part]:
         """All committed units, in order."""
         units = committed_units(self.store)
-        for number, start in enumerate(range(0, len(units), UNITS_PER_PART)):
-            yield Part(number, start, tuple(units[start : start + UNITS_PER_PART]))
+        size = max(UNITS_PER_PART, -(-len(units) // MAX_PARTS))
+        for number, start in enumerate(range(0, len(units), size)):
+            yield Part(number, start, tuple(units[start : start + size]))
 
     def read(self, part: Part, columns: Sequence[str]) -> pa.Table:
         """A part's samples in plan order: `unit, row`, then the named columns.

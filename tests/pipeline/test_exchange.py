@@ -46,8 +46,9 @@ def test_sending_again_replaces_and_named_writers_are_read_alone() -> None:
     assert not exchange.has("a")
 
 
-def test_a_failed_send_leaves_nothing() -> None:
+@pytest.mark.parametrize("parts", [[0, 7], [0], [-1, 0]])
+def test_a_wrong_part_is_refused_and_leaves_nothing(parts: list[int]) -> None:
     exchange = _exchange()
-    with pytest.raises(IndexError):
-        exchange.send("a", pa.table({"x": [1]}), np.array([0, 7]))
+    with pytest.raises(ValueError, match=r"2 rows need as many parts, each in \[0, 5\)"):
+        exchange.send("a", pa.table({"x": [1, 2]}), np.array(parts))
     assert not exchange.has("a")
