@@ -1,6 +1,5 @@
 """The ledger of a unit: one row for each input row with its outcome, and the unit's commit record in its metadata."""
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -100,5 +99,6 @@ def committed_units(store: Store) -> list[str]:
 
 def read_commit(store: Store, unit_name: str) -> CommitRecord:
     """The commit record of a unit."""
-    schema = pq.read_schema(io.BytesIO(store.read(f"ledger/{unit_name}.parquet")))
+    with store.reading(f"ledger/{unit_name}.parquet") as stream:
+        schema = pq.read_schema(stream)
     return CommitRecord(**cast(dict[str, Any], json.loads(schema.metadata[b"genlip"])))
