@@ -1,0 +1,1 @@
+"""From a selection to training shards: globally shuffled, of equal size, each written on its own."""
