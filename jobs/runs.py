@@ -26,6 +26,7 @@ def open_run(recipe: Recipe) -> Path:
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         other_name = "give this run another name with --set name=NAME"
+        known = check_recipe(known, str(path)).model_dump(mode="json")  # with defaults for keys that are newer
         refuse_changes(_identity(known), _identity(recipe.model_dump(mode="json")), str(path), other_name)
     else:
         run_dir.mkdir(parents=True, exist_ok=True)

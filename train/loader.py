@@ -55,7 +55,7 @@ class Loader:
             try:
                 while True:
                     while len(ahead) < 3:
-                        ahead.append((at, [pool.submit(self._load, rows) for rows in self._micro_rows(at)]))
+                        ahead.append((at, [pool.submit(self._load, rows, at.epoch) for rows in self._micro_rows(at)]))
                         at = self.stream.after(at)
                     position, futures = ahead.popleft()
                     began = time.perf_counter()
@@ -78,28 +78,31 @@ class Loader:
 
     def _step_batch(self, at: Position, batches: list[PackedRows]) -> StepBatch:
         batch = [sample for row in self.stream.step_rows(at) for sample in row]
-        num_tokens, flops = int(self.stream.tokens_N[batch].sum()), int(self.setup.costs.flops_N[batch].sum())
+        num_tokens = int(self.stream.tokens_at(at.epoch)[batch].sum())
+        flops = int(self.setup.costs_at(at.epoch).flops_N[batch].sum())
         keys = [self.samples.keys[sample] for row in self._own_rows(at) for sample in row]
         first_lane = self.rank * (self.stream.lanes // self.world_size)
         return StepBatch(at, len(batch), num_tokens, flops, first_lane, batches, keys)
 
-    def _load(self, rows: list[list[int]]) -> PackedRows:
-        encoded = [[one for sample in row if (one := self._encode(sample)) is not None] for row in rows]
+    def _load(self, rows: list[list[int]], epoch: int) -> PackedRows:
+        encoded = [[one for sample in row if (one := self._encode(sample, epoch)) is not None] for row in rows]
         return pack_rows(encoded, self.stream.row_tokens)
 
-    def _encode(self, sample: int) -> EncodedSample | None:
+    def _encode(self, sample: int, epoch: int) -> EncodedSample | None:
         """A sample's tokens; None for one that cannot be read, which leaves its place in the plan empty."""
         try:
             stored = parse_sample(self.samples.read(sample))
             if stored.key != self.samples.keys[sample]:
                 raise ShardError(f"the tar has key {stored.key} here")
+            stored = self.setup.captions.apply(stored, sample, epoch)
             encoded = encode_sample(stored, self.setup.processor, self.setup.tokenizer, self.spec.max_caption_tokens)
         except (ShardError, ModelError, OSError) as error:
             self._record_bad(sample, error)
             return None
-        if encoded.num_tokens != self.stream.tokens_N[sample]:
+        planned = self.stream.tokens_at(epoch)[sample]
+        if encoded.num_tokens != planned:
             raise UserError(
-                f"a sample has {encoded.num_tokens} tokens, {self.stream.tokens_N[sample]} were planned",
+                f"a sample has {encoded.num_tokens} tokens, {planned} were planned",
                 where=self.samples.place(sample),
                 why="the shards or the tokenizer have changed since the captions were counted",
                 next_step="run: genlip tokenizer RECIPE",

@@ -59,7 +59,8 @@ def _top_up(row: list[int], free: int, lengths: Sequence[int], placed: bytearray
             window.append(ahead)
         ahead += 1
     window.sort(key=lengths.__getitem__)
-    best, chosen = lengths[last], (last,)
+    best = lengths[last]
+    chosen: tuple[int, ...] = (last,)
     low, high = 0, len(window) - 1
     while high >= 0 and lengths[window[high]] > free:
         high -= 1

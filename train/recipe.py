@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.errors import UserError
 
@@ -101,6 +101,11 @@ class TrainSpec(Section):
     """Rows in one forward pass of one process; the rest of the batch is accumulated."""
     max_caption_tokens: Annotated[int, Field(ge=4)] = 1_024
     """Longer captions are cut."""
+    captions: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Annotated[float, Field(gt=0, le=1)]] = {
+        "caption": 1.0
+    }
+    """Which of a sample's captions is read in an epoch: the probability of each, by the name of its column. Drawn anew
+    in each epoch; `caption` stands in where a sample lacks the one that was drawn."""
     optim: OptimSpec = OptimSpec()
     zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -112,6 +117,13 @@ class TrainSpec(Section):
     checkpoint: CheckpointSpec = CheckpointSpec()
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of the log."""
+
+    @field_validator("captions")
+    @classmethod
+    def _probabilities_are_whole(cls, captions: dict[str, float]) -> dict[str, float]:
+        if abs(sum(captions.values()) - 1) > 1e-6:
+            raise ValueError(f"the probabilities must add up to 1, these to {sum(captions.values()):g}")
+        return captions
 
 
 class EvalSpec(Section):

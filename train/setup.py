@@ -1,11 +1,17 @@
 """A run folder's job, put together: data, tokenizer, model shape and stream. Used to plan as well as to train."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from model import GenLIPConfig, ImageProcessor, Tokenizer, load_tokenizer
 from pipeline.errors import UserError
 from pipeline.store import Store
+from train.captions import CaptionChoice
 from train.encode import SampleCosts, build_processor, check_fits, sample_costs
 from train.recipe import TOKENIZER_FOLDER, TrainJob
 from train.stream import SampleTable, Stream, read_caption_lengths, read_samples
@@ -20,7 +26,9 @@ class RunSetup:
     tokenizer: Tokenizer
     processor: ImageProcessor
     samples: SampleTable
-    costs: SampleCosts
+    captions: CaptionChoice
+    costs_at: Callable[[int], SampleCosts]
+    """What each sample costs in an epoch, with the captions that it reads."""
     stream: Stream
 
 
@@ -41,12 +49,27 @@ def set_up(run_dir: Path, job: TrainJob | None = None) -> RunSetup:
     config = GenLIPConfig.preset(job.model.preset, vocab_size=tokenizer.vocab_size)
     processor = build_processor(job.model, config.patch_size)
     samples = read_samples(Store(job.store), job.shards.name)
-    caption_tokens_N = read_caption_lengths(samples, job.shards.name, tokenizer.fingerprint)
-    spec = job.train
-    costs = sample_costs(samples, caption_tokens_N, config, processor, tokenizer, spec.max_caption_tokens)
-    check_fits(costs.tokens_N, spec.row_tokens)
-    stream = Stream(costs.tokens_N, spec.row_tokens, spec.lanes, job.seed)
-    return RunSetup(job, config, tokenizer, processor, samples, costs, stream)
+    spec, dataset = job.train, job.shards.name
+    captions = CaptionChoice(spec.captions, job.seed, samples.keys)
+    lengths_CN = np.stack(
+        [read_caption_lengths(samples, dataset, tokenizer.fingerprint, name) for name in captions.names]
+    )
+
+    def costs_of(caption_tokens_N: NDArray[np.int32]) -> SampleCosts:
+        return sample_costs(samples, caption_tokens_N, config, processor, tokenizer, spec.max_caption_tokens)
+
+    longest = costs_of(lengths_CN.max(axis=0))
+    check_fits(longest.tokens_N, spec.row_tokens)
+
+    @lru_cache(maxsize=2)
+    def costs_at(epoch: int) -> SampleCosts:
+        if captions.is_fixed:
+            return longest
+        return costs_of(np.take_along_axis(lengths_CN, captions.at(epoch)[None], axis=0)[0])
+
+    tokens_of = None if captions.is_fixed else lambda epoch: costs_at(epoch).tokens_N
+    stream = Stream(longest.tokens_N, spec.row_tokens, spec.lanes, job.seed, tokens_of)
+    return RunSetup(job, config, tokenizer, processor, samples, captions, costs_at, stream)
 
 
 def check_world_size(lanes: int, micro_rows: int, world_size: int) -> None:

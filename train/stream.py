@@ -5,6 +5,7 @@ world size that divides them trains on the same global batches.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.store import Store
+from train.captions import CAPTION
 from train.packing import pack_lengths
 
 
@@ -78,18 +80,28 @@ def read_samples(store: Store, dataset: str) -> SampleTable:
     )
 
 
-def lengths_name(dataset: str, tokenizer_fingerprint: str) -> str:
-    """The file with the caption lengths under one tokenizer."""
-    return f"shards/{dataset}/lengths-{tokenizer_fingerprint[:16]}.parquet"
+def lengths_name(dataset: str, tokenizer_fingerprint: str, caption: str = CAPTION) -> str:
+    """The file with the lengths of one of the captions under one tokenizer."""
+    suffix = "" if caption == CAPTION else f"-{caption}"
+    return f"shards/{dataset}/lengths-{tokenizer_fingerprint[:16]}{suffix}.parquet"
 
 
-def read_caption_lengths(samples: SampleTable, dataset: str, tokenizer_fingerprint: str) -> NDArray[np.int32]:
-    """Caption tokens of each sample, ending not included, [N].
+def read_caption_lengths(
+    samples: SampleTable, dataset: str, tokenizer_fingerprint: str, caption: str = CAPTION
+) -> NDArray[np.int32]:
+    """Tokens that each sample has for a caption, ending not included, [N]; where it lacks it, those of `caption`.
 
     Raises:
         UserError: The lengths were not counted with this tokenizer, or belong to other shards.
     """
-    name = lengths_name(dataset, tokenizer_fingerprint)
+    lengths = _counted(samples, lengths_name(dataset, tokenizer_fingerprint, caption))
+    if caption != CAPTION:
+        stand_in = read_caption_lengths(samples, dataset, tokenizer_fingerprint)
+        lengths = [other if own is None else own for own, other in zip(lengths, stand_in.tolist(), strict=True)]
+    return np.asarray(lengths, np.int32)
+
+
+def _counted(samples: SampleTable, name: str) -> list[int | None]:
     hint = "run: genlip tokenizer RECIPE"
     if not samples.store.exists(name):
         raise UserError("captions are not counted yet", where=samples.store.path(name), next_step=hint)
@@ -101,7 +113,7 @@ def read_caption_lengths(samples: SampleTable, dataset: str, tokenizer_fingerpri
             where=samples.store.path(name),
             next_step=f"delete this file, then {hint}",
         )
-    return np.asarray(lengths, np.int32)
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -115,18 +127,31 @@ class Position:
 class Stream:
     """Rows of samples, epoch by epoch; every epoch has every sample once, in an order of its own."""
 
-    def __init__(self, tokens_N: NDArray[np.int32], row_tokens: int, lanes: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens_N: NDArray[np.int32],
+        row_tokens: int,
+        lanes: int,
+        seed: int,
+        tokens_of: Callable[[int], NDArray[np.int32]] | None = None,
+    ) -> None:
         """Args:
-        tokens_N: Tokens of each sample in a row: image, prompt, caption and ending.
+        tokens_N: Tokens of each sample in a row: image, prompt, caption and ending; at most so many with `tokens_of`.
         row_tokens: Capacity of a row.
         lanes: Rows in a global batch.
         seed: Of the order.
+        tokens_of: Those of an epoch, where captions change from one to the next.
         """
         self.tokens_N = tokens_N
         self.row_tokens = row_tokens
         self.lanes = lanes
         self.seed = seed
+        self._tokens_of = tokens_of
         self._rows = lru_cache(maxsize=2)(self._pack_epoch)
+
+    def tokens_at(self, epoch: int) -> NDArray[np.int32]:
+        """Tokens of each sample in an epoch, [N]."""
+        return self._tokens_of(epoch) if self._tokens_of else self.tokens_N
 
     def num_steps(self, epoch: int) -> int:
         """Optimiser steps in an epoch. In the last one some lanes may be empty."""
@@ -145,10 +170,10 @@ class Stream:
 
     def fill(self, epoch: int) -> float:
         """Share of the epoch's row space that holds tokens."""
-        return float(self.tokens_N.sum()) / (len(self._rows(epoch)) * self.row_tokens)
+        return float(self.tokens_at(epoch).sum()) / (len(self._rows(epoch)) * self.row_tokens)
 
     def _pack_epoch(self, epoch: int) -> list[list[int]]:
         # Philox is counter-based: the order of an epoch does not depend on the epochs before it.
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.tokens_N))
-        rows = pack_lengths(self.tokens_N[order].tolist(), self.row_tokens)
+        rows = pack_lengths(self.tokens_at(epoch)[order].tolist(), self.row_tokens)
         return [[int(order[position]) for position in row] for row in rows]
