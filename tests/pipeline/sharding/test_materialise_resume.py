@@ -28,13 +28,14 @@ Result = TypeVar("Result")
 
 UNITS = [range(20 * unit, 20 * unit + 20) for unit in range(5)]
 CHILD = """
-import sys
+import os, sys
 import pipeline.curate.rows, pipeline.sharding.order
 pipeline.curate.rows.UNITS_PER_PART = 1
 pipeline.sharding.order.PART_ROWS = 16
 from pipeline.store import Store
 from tests.pipeline.sharding.selections import make
 make(Store(sys.argv[1]))
+os._exit(0)  # as the command ends: native threads now and then abort a process that is torn down in the usual way
 """
 
 
