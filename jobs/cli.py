@@ -44,11 +44,51 @@ def ingest(
     ] = None,
     set_: Overrides = None,
 ) -> None:
-    """Download, filter and shard a URL table; again: resume."""
+    """Download a URL table, then curate; again: resume."""
     from jobs.ingest import ingest as run
     from jobs.recipe import load_recipe
 
     raise typer.Exit(run(load_recipe(recipe, set_), retry or []))
+
+
+@app.command()
+def annotate(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Compute the columns that curation asks for."""
+    from jobs.curate import annotate as run
+    from jobs.recipe import load_recipe
+
+    raise typer.Exit(run(load_recipe(recipe, set_)))
+
+
+@app.command()
+def select(
+    recipe: RecipePath,
+    explain: Annotated[str | None, typer.Option(metavar="KEY", help="Say why this sample is in or out.")] = None,
+    compare: Annotated[str | None, typer.Option(metavar="NAME", help="Say what changed since selection NAME.")] = None,
+    set_: Overrides = None,
+) -> None:
+    """Choose the training samples by the recipe's rules."""
+    from jobs.curate import select_samples
+    from jobs.recipe import load_recipe
+
+    raise typer.Exit(select_samples(load_recipe(recipe, set_), explain, compare))
+
+
+@app.command()
+def curate(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Annotate, select, shard; write the report."""
+    from jobs.curate import curate as run
+    from jobs.recipe import load_recipe
+
+    raise typer.Exit(run(load_recipe(recipe, set_)))
+
+
+@app.command()
+def inspect(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")]) -> None:
+    """Show what a store holds."""
+    from jobs.curation.inspect import inspect_store
+
+    raise typer.Exit(inspect_store(store))
 
 
 @app.command()

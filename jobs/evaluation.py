@@ -8,7 +8,7 @@ from typing import Any
 from jobs.console import duration, say, table
 from jobs.runs import read_run
 from model import LoadedModel, load_model
-from pipeline.materialise import HELDOUT_SUFFIX
+from pipeline.sharding.dataset import HELDOUT_SUFFIX
 from pipeline.store import Store
 from train.checkpoint import COMMITTED, latest_checkpoint
 from train.evaluate import MAX_SCANNED, Labelled, evaluate, read_labelled, require_heldout

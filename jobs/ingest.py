@@ -1,19 +1,19 @@
-"""`genlip ingest`: every pending unit as a Ray task, then the training shards. Again: what is missing or new."""
+"""`genlip ingest`: every pending unit as a Ray task, then curation. Again: what is missing or new."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 from jobs.console import say
+from jobs.curate import curate_store
 from jobs.ingest_report import REPORT, render_funnel, write_report
 from jobs.live import Live
-from jobs.ray_pool import fan_out, ray_session
+from jobs.ray_pool import Pool
 from jobs.recipe import Recipe
 from pipeline.errors import EXIT_FAILED_UNITS, UserError
 from pipeline.funnel import read_funnel
 from pipeline.inputs.plan import Plan, extend_plan, stage_retry
 from pipeline.inputs.units import Unit
 from pipeline.ledger import committed_units
-from pipeline.materialise import begin_dataset, finish_dataset, plan_shards, select, write_shard
 from pipeline.store import Store, begin_store, check_store
 from pipeline.web.fetcher import check_identity
 from pipeline.work import UnitReport, run_unit
@@ -31,6 +31,16 @@ def ingest(recipe: Recipe, retry: Sequence[str] = ()) -> int:
     Returns:
         The exit code.
     """
+    with Pool(recipe.run.ray_address) as pool:
+        failed = _ingest_units(recipe, retry, pool)
+        if failed:
+            _say_failed(failed)
+            return EXIT_FAILED_UNITS
+        return curate_store(recipe, pool)
+
+
+def _ingest_units(recipe: Recipe, retry: Sequence[str], pool: Pool) -> list[UnitReport]:
+    """Run what is pending and write the funnel. Returns the units that are pending still."""
     spec = recipe.ingest
     check_identity(spec.fetch)
     store = check_store(recipe.store, spec.content())
@@ -38,19 +48,15 @@ def ingest(recipe: Recipe, retry: Sequence[str] = ()) -> int:
     begin_store(store, spec.content())
     if retry:
         plan = _stage_retry(recipe, store, retry) or plan
-    failed = _run_pending(recipe, store, plan)
+    failed = _run_pending(recipe, store, plan, pool)
     funnel = read_funnel(store)
     if not failed and funnel.failed.get("spilled") and (again := _stage_retry(recipe, store, ("spilled",))):
-        failed = _run_pending(recipe, store, again)
+        failed = _run_pending(recipe, store, again, pool)
         funnel = read_funnel(store)
     say(render_funnel(funnel))
     write_report(store, funnel)
     say(f"also as JSON: {store.path(REPORT)}")
-    if failed:
-        _say_failed(failed)
-        return EXIT_FAILED_UNITS
-    _make_shards(recipe, store)
-    return 0
+    return failed
 
 
 def _stage_retry(recipe: Recipe, store: Store, classes: Sequence[str]) -> Plan | None:
@@ -61,7 +67,7 @@ def _stage_retry(recipe: Recipe, store: Store, classes: Sequence[str]) -> Plan |
     return extend_plan(store, spec.source, spec.unit_samples) if num_rows else None
 
 
-def _run_pending(recipe: Recipe, store: Store, plan: Plan) -> list[UnitReport]:
+def _run_pending(recipe: Recipe, store: Store, plan: Plan, pool: Pool) -> list[UnitReport]:
     """Run the units that are not committed; returns those that still are not."""
     committed = set(committed_units(store))
     num_pending = plan.num_units - len(committed)
@@ -70,15 +76,14 @@ def _run_pending(recipe: Recipe, store: Store, plan: Plan) -> list[UnitReport]:
         return []
     live = Live(plan.num_units, len(committed), recipe.ingest.healthy_success)
     failed: list[UnitReport] = []
-    with ray_session(recipe.run.ray_address):
-        for done in fan_out(partial(run_unit, spec=recipe.ingest, store=store), _pending(plan, committed)):
-            if isinstance(done.error, UserError):
-                raise done.error  # The store itself is in trouble: further units would meet the same.
-            report = done.result or UnitReport(done.item.name, False, {}, message=repr(done.error))
-            if not report.committed:
-                failed.append(report)
-            live.add(report)
-        live.end()
+    for done in pool.fan_out(partial(run_unit, spec=recipe.ingest, store=store), _pending(plan, committed)):
+        if isinstance(done.error, UserError):
+            raise done.error  # The store itself is in trouble: further units would meet the same.
+        report = done.result or UnitReport(done.item.name, False, {}, message=repr(done.error))
+        if not report.committed:
+            failed.append(report)
+        live.add(report)
+    live.end()
     return failed
 
 
@@ -91,20 +96,3 @@ def _say_failed(failed: list[UnitReport]) -> None:
     for report in failed[:MAX_FAILED_SHOWN]:
         say(f"  {report.name}: {report.message}")
     say("next: run the same command again; it retries these units only")
-
-
-def _make_shards(recipe: Recipe, store: Store) -> None:
-    selection = select(store, recipe.shards)
-    jobs = plan_shards(selection, recipe.shards, recipe.seed)
-    pending = begin_dataset(store, jobs, recipe.shards, recipe.seed)
-    fates = " · ".join(f"{fate} {count:,}" for fate, count in selection.counts().items())
-    say(f"selection: {selection.table.num_rows:,} stored = {fates}")
-    if pending:
-        with ray_session(recipe.run.ray_address):
-            for done in fan_out(partial(write_shard, store=store), pending):
-                if done.error:
-                    raise done.error
-    if pending or not store.exists(f"shards/{recipe.shards.name}/index.parquet"):
-        finish_dataset(store, jobs, selection)
-    state = f"{len(pending)} shards written" if pending else "nothing to do"
-    say(f"shards/{recipe.shards.name}: {len(jobs)} shards, {state}")

@@ -4,6 +4,7 @@ Ray is imported inside the functions: it reads its authentication settings while
 """
 
 import atexit
+import itertools
 import logging
 import os
 import secrets
@@ -11,10 +12,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import Any, Generic, TypeVar, cast
+
+from pipeline.each import in_turn
+from pipeline.errors import EXIT_ENVIRONMENT, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,20 +78,44 @@ def num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def fan_out(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Done[Item, Result]]:
-    """Run `function` on each item as a Ray task of one core; yield the results as they come.
+def _num_slots(task_cpus: float, task_gpus: float) -> int:
+    """Tasks of these needs that fit the cluster at a time.
 
-    At most two tasks for each core are in flight, so the driver holds neither all items nor all results.
+    Raises:
+        UserError: The cluster has no GPU, and the tasks need one.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    slots = total.get("CPU", 1) / max(task_cpus, 0.01)
+    if task_gpus:
+        slots = min(slots, total.get("GPU", 0) / task_gpus)
+        if slots < 1:
+            raise UserError(
+                f"a task needs {task_gpus:g} GPU, the cluster has {total.get('GPU', 0):g}",
+                next_step="name a cluster with GPUs: --set run.ray_address=ADDRESS",
+                exit_code=EXIT_ENVIRONMENT,
+            )
+    return max(1, int(slots))
+
+
+def fan_out(
+    function: Callable[[Item], Result], items: Iterable[Item], num_cpus: float = 1, num_gpus: float = 0
+) -> Iterator[Done[Item, Result]]:
+    """Run `function` on each item as a Ray task; yield the results as they come.
+
+    At most two tasks for each that fits the cluster are in flight, so the driver holds neither all items nor all
+    results. A task that needs a GPU keeps its process, and with it the model that it has loaded.
     """
     import ray
 
     def run(item: Item) -> Result:  # Ray wants a plain function, and `function` may be a partial
         return function(item)
 
-    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(run)
+    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=TASK_RETRIES, max_calls=0)(run)
     waiting = iter(items)
     running: dict[Any, Item] = {}
-    limit = 2 * num_cpus()
+    limit = 2 * _num_slots(num_cpus, num_gpus)
     while True:
         while len(running) < limit and (item := next(waiting, None)) is not None:
             running[task.remote(item)] = item
@@ -102,3 +131,43 @@ def fan_out(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterat
                 yield Done(item, error=cause if isinstance(cause, Exception) else error)
             except ray.exceptions.RayError as error:
                 yield Done(item, error=error)
+
+
+class Pool:
+    """Ray for the length of a command, started when there is something for it to do."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._stack = ExitStack()
+        self._is_started = False
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    def fan_out(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+    ) -> Iterator[Done[Item, Result]]:
+        """See the function of the same name."""
+        if not self._is_started:
+            self._stack.enter_context(ray_session(self._address))
+            self._is_started = True
+        return fan_out(function, items, num_cpus, num_gpus)
+
+    def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+        """An `Each` (see `pipeline.each`). A single item is dealt with here: it would only wait for Ray."""
+        waiting = iter(items)
+        first = list(itertools.islice(waiting, 2))
+        if len(first) < 2 and not self._is_started:
+            yield from in_turn(function, first)
+            return
+        for done in self.fan_out(function, itertools.chain(first, waiting)):
+            if done.error:
+                raise done.error
+            yield done.item, cast(Result, done.result)

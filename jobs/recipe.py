@@ -8,6 +8,9 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+import jobs.annotators  # noqa: F401 the annotators that a recipe may name
+import pipeline.annotate.builtin  # noqa: F401
+from pipeline.curate.spec import CurateSpec
 from pipeline.errors import UserError
 from pipeline.recipe import IngestSpec, Section, ShardSpec
 from train.recipe import EvalSpec, ModelSpec, TokenizerSpec, TrainSpec
@@ -35,6 +38,7 @@ class Recipe(Section):
     runs: str = "runs"
     """Folder of the run folders."""
     ingest: IngestSpec
+    curate: CurateSpec = CurateSpec()
     shards: ShardSpec = ShardSpec()
     tokenizer: TokenizerSpec = TokenizerSpec()
     model: ModelSpec = ModelSpec()

@@ -12,6 +12,7 @@ from jobs.console import duration, say
 from jobs.evaluation import EVAL_FILE, eval_rows
 from jobs.recipe import Recipe
 from jobs.runs import read_run
+from pipeline.curate.select import read_summary
 from pipeline.funnel import read_funnel
 from pipeline.store import Store
 from train.metrics import read_metrics
@@ -92,14 +93,16 @@ def _funnel(recipe: Recipe) -> str:
 
 
 def _selection(recipe: Recipe) -> str:
-    store, name = Store(recipe.store), f"selection/{recipe.shards.name}.parquet"
-    if not store.exists(name):
+    store, name = Store(recipe.store), recipe.shards.name
+    if not store.exists(f"selection/{name}/selection.json"):
         return ""
-    found = store.read_table(name, ["fate"])["fate"].value_counts().to_pylist()
-    counts = sorted(((entry["values"], entry["counts"]) for entry in found), key=lambda pair: -pair[1])
-    total = sum(count for _, count in counts)
-    rows = [("stored", total, GREY), *((fate, count, BLUE) for fate, count in counts)]
-    return f"<h3>What became of the stored samples</h3>{bars(rows)}"
+    summary = read_summary(store, name)
+    counts = sorted(summary.counts.items(), key=lambda pair: -pair[1])
+    rows = [("stored", summary.num_samples, GREY), *((fate, count, BLUE) for fate, count in counts)]
+    return (
+        f"<h3>What became of the stored samples</h3>{bars(rows)}"
+        f'<p class="note">more in the store: reports/curation-{escape(name)}.html</p>'
+    )
 
 
 def _training(run_dir: Path) -> str:

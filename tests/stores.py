@@ -12,7 +12,14 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ledger import LEDGER_SCHEMA, CommitRecord
+from pipeline.annotate.unit import annotate_unit
+from pipeline.curate.rows import open_rows
+from pipeline.curate.select import select
+from pipeline.curate.spec import CurateSpec
+from pipeline.each import in_turn
+from pipeline.ledger import LEDGER_SCHEMA, CommitRecord, committed_units
+from pipeline.recipe import ShardSpec
+from pipeline.sharding.dataset import materialise
 from pipeline.shards import Sample, ShardWriter
 from pipeline.store import FORMAT_VERSION, STORE_FILE, Store
 
@@ -89,3 +96,13 @@ def commit_unit(store: Store, number: int, samples: Sequence[Stored]) -> None:
     store.write_table(
         f"ledger/u{number:08d}.parquet", ledger.replace_schema_metadata({"genlip": json.dumps(asdict(record))})
     )
+
+
+def curate_in_turn(store: Store, curate: CurateSpec, shards: ShardSpec, seed: int) -> None:
+    """From committed units to training shards as `genlip curate` makes them, in a loop."""
+    annotators = curate.build_annotators()
+    for unit in committed_units(store):
+        annotate_unit(unit, store, annotators, curate.max_errors)
+    rows = open_rows(store, annotators)
+    select(rows, curate.select, shards.holdout, shards.name, seed, in_turn)
+    materialise(rows, shards.name, shards, seed, in_turn)

@@ -5,10 +5,10 @@ from pathlib import Path
 from jobs.demo.server import start_server
 from jobs.recipe import Recipe, check_recipe
 from pipeline.inputs.plan import extend_plan
-from pipeline.materialise import begin_dataset, finish_dataset, plan_shards, select, write_shard
 from pipeline.store import open_store
 from pipeline.work import run_unit
 from tests.bench.photos import make_photos, write_urls
+from tests.stores import curate_in_turn
 from tests.train.train_runs import begin_run
 
 PHOTO_SIDE_PX = (256, 384)
@@ -31,11 +31,7 @@ def make_run(folder: Path, num_images: int) -> Path:
         write_urls(folder / "urls.parquet", base_url, captions)
         for unit in extend_plan(store, recipe.ingest.source, recipe.ingest.unit_samples).iter_units():
             run_unit(unit, recipe.ingest, store)
-    selection = select(store, recipe.shards)
-    jobs = plan_shards(selection, recipe.shards, recipe.seed)
-    for job in begin_dataset(store, jobs, recipe.shards, recipe.seed):
-        write_shard(job, store)
-    finish_dataset(store, jobs, selection)
+    curate_in_turn(store, recipe.curate, recipe.shards, recipe.seed)
     return begin_run(recipe)
 
 

@@ -10,10 +10,10 @@ import yaml
 
 from jobs.recipe import load_recipe
 from pipeline.inputs.plan import extend_plan
-from pipeline.materialise import finish_dataset, plan_shards, select, write_shard
 from pipeline.processes import forget
 from pipeline.store import Store, open_store
 from pipeline.work import run_unit
+from tests.stores import curate_in_turn
 
 MAX_WAIT_S = 240
 LOOPBACK = {"allow_addresses": ["127.0.0.0/8"], "per_host": 8, "in_flight": 8, "spill": 0}
@@ -56,22 +56,15 @@ def ingest_in_a_loop(recipe_path: Path) -> Store:
     store = open_store(recipe.store, recipe.ingest.content())
     for unit in extend_plan(store, recipe.ingest.source, recipe.ingest.unit_samples).iter_units():
         assert run_unit(unit, recipe.ingest, store).committed
-    selection = select(store, recipe.shards)
-    jobs = plan_shards(selection, recipe.shards, recipe.seed)
-    for job in jobs:
-        write_shard(job, store)
-    finish_dataset(store, jobs, selection)
+    curate_in_turn(store, recipe.curate, recipe.shards, recipe.seed)
     return store
 
 
 def visible_files(store: Store) -> dict[str, bytes]:
     """Everything that a reader of the data can see, by name."""
-    folders = ("ledger", "raw", "shards/demo", "shards/demo-heldout", "selection")
+    folders = ("ledger", "raw", "shards/demo", "shards/demo-heldout", "selection/demo")
     return {
-        f"{folder}/{name}": store.read(f"{folder}/{name}")
-        for folder in folders
-        for name in store.names(folder, "")
-        if name != "dataset.json"
+        f"{folder}/{name}": store.read(f"{folder}/{name}") for folder in folders for name in store.names(folder, "")
     }
 
 

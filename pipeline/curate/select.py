@@ -1,0 +1,298 @@
+"""Which stored samples become training samples: the fate of each, written down.
+
+    selection/NAME/part-000012.parquet  one row per stored sample, in plan order: unit, row, key, fate, detail
+    selection/NAME/selection.json       the commit record: spec, thresholds, counts
+
+`detail` is the key of the sample that stayed for a duplicate, the evaluation image that a sample shows, "null" where
+a rule's condition was null, the source of a sample beyond its share. Draws are a hash of seed and key: adding samples
+moves nobody's draw. No annotation is computed here.
+"""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.curate.fates import FOLDER, Decided, Job, advance, count_fates, undecided
+from pipeline.curate.keep import by_near_label, by_text, by_url, keep_one
+from pipeline.curate.near import group_near
+from pipeline.curate.quantiles import Keys, float_keys, float_of_key, kth_smallest, rank_of
+from pipeline.curate.rows import Part, Rows
+from pipeline.curate.shares import balance, limit, mix
+from pipeline.curate.spec import (
+    DUPLICATE_IMAGE,
+    DUPLICATE_KEY,
+    DUPLICATE_URL,
+    EVALUATION_IMAGE,
+    FATES,
+    HELDOUT,
+    NEAR_DUPLICATE,
+    TRAIN,
+    SelectSpec,
+)
+from pipeline.curate.sql import NUMBER, TEXT, Expression, evaluate, parse_expression
+from pipeline.each import Each
+from pipeline.errors import UserError
+from pipeline.ledger import committed_units
+from pipeline.store import Store
+
+_RECORD = "selection.json"
+_IO_THREADS = 16
+_KEPT = (TRAIN, HELDOUT)
+_EVALUATION_COLUMNS = ["eval_set", "eval_image", "eval_bits"]
+
+
+@dataclass(frozen=True)
+class SelectionSummary:
+    """What a selection came to."""
+
+    name: str
+    num_samples: int
+    counts: dict[str, int]
+    """Samples by fate."""
+    thresholds: dict[str, dict[str, float | None]]
+    """By rule, by the expression of its `top` or `bottom`."""
+    rules: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """The funnel, for the terminal."""
+        return [
+            f"selection {self.name} of {self.num_samples:,} stored samples",
+            *funnel_lines(self.counts, self.num_samples, self.rules),
+            *(
+                f"  {rule}: the threshold of {text} is {value}"
+                for rule, found in self.thresholds.items()
+                for text, value in found.items()
+            ),
+        ]
+
+
+def funnel_lines(counts: dict[str, int], num_samples: int, rules: dict[str, str]) -> list[str]:
+    """How many samples each step left out, in the order of the steps, and how many were left after it."""
+    order = [DUPLICATE_KEY, *rules, *(fate for fate in FATES if fate not in (DUPLICATE_KEY, *_KEPT))]
+    left, lines = num_samples, []
+    for fate in order:
+        if counts.get(fate):
+            left -= counts[fate]
+            why = f"  ({rules[fate]})" if fate in rules else ""
+            lines.append(f"  {fate:20} -{counts[fate]:>15,}   {left:>15,} left{why}")
+    return lines + [f"  {fate:20}  {counts.get(fate, 0):>15,}" for fate in _KEPT]
+
+
+def select(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: int, each: Each) -> SelectionSummary:
+    """Decide the fate of each stored sample, and write it down.
+
+    Args:
+        rows: the store's samples and columns.
+        spec: what to keep.
+        holdout: share of images to hold out.
+        name: of the selection; one of this name is replaced when all is decided.
+        seed: of the draws.
+        each: runs the parts.
+
+    Raises:
+        UserError: An expression is wrong, or nothing is left.
+    """
+    fingerprint = units_fingerprint(rows.store)
+    job = _parse(Job(rows, spec, holdout, name, seed, sum(1 for _ in rows.parts())))
+    rows.store.remove(job.scratch)
+    job = replace(job, thresholds=_find_thresholds(job, each))
+    job = _decide(job, each)
+    counts = dict(sorted(count_fates(job, each).items()))
+    num_samples = sum(counts.values())
+    if not any(counts.get(fate) for fate in _KEPT):
+        raise _nothing_left(job, counts, num_samples)
+    record = {
+        "spec": spec.model_dump(mode="json"),
+        "holdout": holdout,
+        "seed": seed,
+        "folders": rows.folders,
+        "units_fingerprint": fingerprint,
+        "num_samples": num_samples,
+        "counts": counts,
+        "thresholds": _thresholds_by_rule(job),
+        "parts": job.num_parts,
+    }
+    _publish(job, record, each)
+    return _summary(name, record)
+
+
+def is_current(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: int) -> bool:
+    """Whether the selection of this name is what `select` would write."""
+    path = f"{FOLDER}/{name}/{_RECORD}"
+    if not rows.store.exists(path):
+        return False
+    known = rows.store.read_json(path)
+    asked = {"spec": spec.model_dump(mode="json"), "holdout": holdout, "seed": seed, "folders": rows.folders}
+    return {key: known[key] for key in asked} == asked and known["units_fingerprint"] == units_fingerprint(rows.store)
+
+
+def read_record(store: Store, name: str) -> dict[str, Any]:
+    """The commit record of a selection.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    path = f"{FOLDER}/{name}/{_RECORD}"
+    if not store.exists(path):
+        next_step = "run: genlip select RECIPE"
+        raise UserError(f"there is no selection {name!r}", where=store.path(path), next_step=next_step)
+    record: dict[str, Any] = store.read_json(path)
+    return record
+
+
+def read_summary(store: Store, name: str) -> SelectionSummary:
+    """The numbers of a selection made before."""
+    return _summary(name, read_record(store, name))
+
+
+def units_fingerprint(store: Store) -> str:
+    """A hash of all committed units by what is in them."""
+    units = committed_units(store)
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        for name, record in zip(units, pool.map(partial(_commit_record, store), units), strict=True):
+            digest.update(name.encode() + b" " + record + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _commit_record(store: Store, unit: str) -> bytes:
+    with store.reading(f"ledger/{unit}.parquet") as stream:
+        return bytes(pq.read_schema(stream).metadata[b"genlip"])
+
+
+def _summary(name: str, record: dict[str, Any]) -> SelectionSummary:
+    return SelectionSummary(
+        name, record["num_samples"], record["counts"], record["thresholds"], record["spec"]["where"]
+    )
+
+
+def _parse(job: Job) -> Job:
+    spec, at = job.spec, "curate.select"
+    rules = tuple(parse_expression(text, job.rows, f"{at}.where.{rule}") for rule, text in spec.where.items())
+    keep = parse_expression(spec.dedup.keep, job.rows, f"{at}.dedup.keep", NUMBER)
+    by = parse_expression(spec.mix.by, job.rows, f"{at}.mix.by", TEXT) if spec.mix else None
+    for expression, where in ((keep, "dedup.keep"), (by, "mix.by")):
+        if expression and expression.quantiles:
+            next_step = "put the condition into curate.select.where"
+            raise UserError("only a rule can have `in top N%`", where=f"{at}.{where}", next_step=next_step)
+    return replace(job, rules=rules, keep=keep, by=by)
+
+
+def _find_thresholds(job: Job, each: Each) -> tuple[tuple[float | None, ...], ...]:
+    """The thresholds of each rule's quantiles, over all stored samples; the passes are shared."""
+    wanted = [quantile for rule in job.rules for quantile in rule.quantiles]
+    if not wanted:
+        return tuple(() for _ in job.rules)
+    texts = list(dict.fromkeys(quantile.text for quantile in wanted))
+    expressions = [parse_expression(text, job.rows, "curate.select.where", NUMBER) for text in texts]
+
+    def ranks(totals: Any) -> list[int]:
+        return [rank_of(one.share, one.is_top, total) for one, total in zip(wanted, totals, strict=True)]
+
+    places = [texts.index(quantile.text) for quantile in wanted]
+    keys_of = partial(_quantile_keys, rows=job.rows, expressions=expressions, places=places)
+    found = iter(kth_smallest(keys_of, ranks, job.rows.parts, each))
+    values = [[next(found) for _ in rule.quantiles] for rule in job.rules]
+    return tuple(tuple(None if key is None else float_of_key(key) for key in keys) for keys in values)
+
+
+def _quantile_keys(part: Part, rows: Rows, expressions: list[Expression], places: list[int]) -> list[Keys]:
+    columns = sorted({column for expression in expressions for column in expression.columns})
+    keys = [float_keys(values) for values in evaluate(rows.read(part, columns), expressions)]
+    return [keys[place] for place in places]
+
+
+def _thresholds_by_rule(job: Job) -> dict[str, dict[str, float | None]]:
+    return {
+        name: dict(zip(rule.threshold_names, values, strict=True))
+        for name, rule, values in zip(job.spec.where, job.rules, job.thresholds, strict=True)
+        if rule.quantiles
+    }
+
+
+def _decide(job: Job, each: Each) -> Job:
+    """All steps in their order."""
+    job = keep_one(job, DUPLICATE_KEY, [], by_text("key"), False, each)
+    job = advance(job, _apply_rules, each)
+    for kind in job.spec.dedup.exact:
+        if kind == "sha256":
+            job = keep_one(job, DUPLICATE_IMAGE, ["sha256"], by_text("sha256"), True, each)
+        else:
+            job = keep_one(job, DUPLICATE_URL, ["url"], by_url, True, each)
+    if job.spec.dedup.near_bits is not None:
+        job = replace(job, near=group_near(job.rows, job.spec.dedup.near_bits, each))
+        job = keep_one(job, NEAR_DUPLICATE, ["phash"], by_near_label, True, each)
+    for wanted, step in ((job.spec.balance, balance), (job.spec.mix, mix), (job.spec.max_samples, limit)):
+        if wanted is not None:
+            job = step(job, each)
+    return advance(job, _hold_out, each)
+
+
+def _apply_rules(part: Part, fates: pa.Table, job: Job) -> list[Decided]:
+    evaluation = [name for name in _EVALUATION_COLUMNS if "eval_set" in job.rows.types]
+    table = job.rows.read(part, sorted({column for rule in job.rules for column in rule.columns} | set(evaluation)))
+    decided: list[Decided] = []
+    for rule, values in zip(job.spec.where, evaluate(table, job.rules, job.thresholds), strict=True):
+        decided.append((values.is_null().to_numpy(), rule, "null"))
+        decided.append((~pc.fill_null(values, False).to_numpy(), rule, None))
+    if evaluation:
+        bits = pc.binary_join_element_wise(table["eval_bits"].cast(pa.string()), "bits", " ")
+        image = pc.binary_join_element_wise(table["eval_set"], table["eval_image"], "/")
+        detail = pc.binary_join_element_wise(image, bits, ", ").combine_chunks()
+        decided.append((table["eval_set"].is_valid().to_numpy(), EVALUATION_IMAGE, detail))
+    return decided
+
+
+def _hold_out(part: Part, fates: pa.Table, job: Job) -> list[Decided]:
+    open_N = undecided(fates)
+    hashes = job.rows.read(part, ["sha256"])["sha256"].filter(pa.array(open_N)).to_pylist()
+    held_N = np.zeros(fates.num_rows, np.bool_)
+    held_N[open_N] = [_unit_hash(sha256) < job.holdout for sha256 in hashes]
+    return [(held_N, HELDOUT, None), (np.ones(fates.num_rows, np.bool_), TRAIN, None)]
+
+
+def _unit_hash(sha256: str) -> float:
+    """A number in [0, 1) from the image's own hash, hashed again to be independent of it."""
+    return int.from_bytes(hashlib.sha256(f"holdout {sha256}".encode()).digest()[:8], "big") / 2**64
+
+
+def _publish(job: Job, record: dict[str, Any], each: Each) -> None:
+    """Put the fates in the place of those of an earlier selection, which ends to exist first."""
+    job.store.remove(f"{job.folder}/{_RECORD}")
+    for file in job.store.names(job.folder, ".parquet"):
+        job.store.remove(f"{job.folder}/{file}")
+    for _ in each(partial(_publish_part, job=job), job.rows.parts()):
+        pass
+    job.store.write_json(f"{job.folder}/{_RECORD}", record)
+    job.store.remove(job.scratch)
+
+
+def _publish_part(part: Part, job: Job) -> None:
+    fates = job.read_fates(part)
+    table = job.rows.read(part, ["key"])
+    for name in fates.column_names:
+        table = table.append_column(name, fates[name])
+    job.store.write_table(f"{job.folder}/{part.name}.parquet", table)
+
+
+def _nothing_left(job: Job, counts: dict[str, int], num_samples: int) -> UserError:
+    if not num_samples:
+        next_step = "ingest more, or loosen its filters; see: genlip inspect STORE"
+        return UserError("the store has no stored sample", where=job.store.root, next_step=next_step)
+    most = max(counts, key=lambda fate: counts[fate])
+    funnel = ", ".join(f"{fate} {count:,}" for fate, count in sorted(counts.items(), key=lambda item: -item[1]))
+    is_rule = most in job.spec.where
+    rule = f"curate.select.where.{most} ({job.spec.where[most]})" if is_rule else f"what leaves out {most}"
+    return UserError(
+        "no sample is left",
+        where="curate.select",
+        why=f"of {num_samples:,} stored samples: {funnel}",
+        next_step=f"loosen {rule}, then: genlip select RECIPE",
+    )
