@@ -21,6 +21,7 @@ from jobs.annotators.checkpoints import (
     weights_fingerprint,
 )
 from pipeline.annotate.annotator import Annotator, Batch, Column, annotator
+from pipeline.annotate.overlay import mask_text as without_text
 
 if TYPE_CHECKING:
     from model import EncodedSample, LoadedModel
@@ -111,9 +112,7 @@ def _patches(loaded: "LoadedModel", image: bytes, mask_text: bool = False) -> tu
     rgb = load_rgb(image)
     if not mask_text:
         return loaded.processor.patches(rgb)
-    from pipeline.annotate import overlay
-
-    return loaded.processor.patches(overlay.mask_text(np.asarray(rgb)))
+    return loaded.processor.patches(without_text(np.asarray(rgb)))
 
 
 def _pair(

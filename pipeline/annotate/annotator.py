@@ -70,6 +70,7 @@ class Annotator(BaseModel):
     """Cores that one process of it keeps busy."""
     num_gpus: ClassVar[float] = 0
     batch_samples: ClassVar[int] = 64
+    """Samples in a batch at most. Those that need the sample share batches of the least of their numbers."""
 
     def columns(self) -> dict[str, pa.DataType]:
         """Names and types of the columns. A name means one thing in a recipe: let a parameter change it where one

@@ -2,7 +2,7 @@
 
 import importlib
 
-_MODULES = ("caption", "language", "blocklist", "boilerplate", "fluency", "meta", "recaption")
+_MODULES: tuple[str, ...] = ("caption", "language", "blocklist", "boilerplate", "fluency", "meta", "recaption")
 _MODULES += ("image", "hashes", "overlay", "nsfw", "pair", "evaluation")
 
 for _module in _MODULES:

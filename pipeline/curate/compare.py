@@ -1,6 +1,7 @@
 """Two selections of a store side by side: whose fate changed, from what to what, with examples."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ MAX_EXAMPLES = 5
 ABSENT = "not stored then"
 """In place of a fate where one of the selections was made before the sample's unit."""
 _MAX_CAPTION_CHARS = 80
+Places = dict[tuple[str, str], list[tuple[int, int, str]]]
+"""Unit, row and key of some samples of each change."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,10 @@ def compare(store: Store, name_a: str, name_b: str) -> Comparison:
     """
     units = committed_units(store)
     counts: Counter[tuple[str, str]] = Counter()
-    places: dict[tuple[str, str], list[tuple[int, int, str]]] = {}
-    num_parts = [int(read_record(store, name)["parts"]) for name in (name_a, name_b)]
-    for number in range(max(num_parts)):
-        parts = [
-            _read_part(store, name, number) if number < count else None
-            for name, count in zip((name_a, name_b), num_parts, strict=True)
-        ]
-        _compare_parts(parts[0], parts[1], counts, places)
+    places: Places = {}
+    sides = [_parts(store, name, int(read_record(store, name)["parts"])) for name in (name_a, name_b)]
+    for a, b in _aligned(sides[0], sides[1]):
+        _compare_parts(a, b, counts, places)
     captions = _captions(store, units, places)
     changes = [
         Change(*pair, count, [(key, captions[unit, row]) for unit, row, key in places[pair]])
@@ -77,27 +76,39 @@ def compare(store: Store, name_a: str, name_b: str) -> Comparison:
     return Comparison(name_a, name_b, sum(count for (a, b), count in counts.items() if a == b), changes)
 
 
-def _read_part(store: Store, name: str, number: int) -> pa.Table:
-    columns = ["unit", "row", "key", "fate"]
-    return store.read_table(f"{FOLDER}/{name}/part-{number:06d}.parquet", columns)
+def _parts(store: Store, name: str, num_parts: int) -> Iterator[pa.Table]:
+    for number in range(num_parts):
+        columns = ["unit", "row", "key", "fate"]
+        part = store.read_table(f"{FOLDER}/{name}/part-{number:06d}.parquet", columns)
+        if part.num_rows:
+            yield part
+
+
+def _aligned(side_a: Iterator[pa.Table], side_b: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Rows of both of the same units, with what only one has; two selections may cut the store differently."""
+    empty = pa.schema([("unit", pa.int32()), ("row", pa.int32()), ("key", pa.string()), ("fate", pa.string())])
+    held = [empty.empty_table(), empty.empty_table()]
+    while True:
+        held = [rest if rest.num_rows else next(side, rest) for rest, side in zip(held, (side_a, side_b), strict=True)]
+        present = [rest for rest in held if rest.num_rows]
+        if not present:
+            return
+        last = min(rest["unit"][-1].as_py() for rest in present)
+        ready = [pc.less_equal(rest["unit"], last) for rest in held]
+        yield held[0].filter(ready[0]), held[1].filter(ready[1])
+        held = [rest.filter(pc.invert(chosen)) for rest, chosen in zip(held, ready, strict=True)]
 
 
 def _compare_parts(
-    a: pa.Table | None,
-    b: pa.Table | None,
+    a: pa.Table,
+    b: pa.Table,
     counts: Counter[tuple[str, str]],
-    places: dict[tuple[str, str], list[tuple[int, int, str]]],
+    places: Places,
 ) -> None:
-    """Add what a part has; a part of a later selection may hold more units at its end."""
-    if a is None or b is None:
-        known = a if b is None else b
-        assert known is not None
-        joined = known.rename_columns(["unit", "row", "key", "a" if b is None else "b"])
-        joined = joined.append_column("b" if b is None else "a", pa.nulls(known.num_rows, pa.string()))
-    else:
-        other = b.rename_columns(["unit", "row", "key_b", "b"])
-        joined = a.rename_columns(["unit", "row", "key", "a"]).join(other, ["unit", "row"], join_type="full outer")
-        joined = joined.set_column(2, "key", pc.coalesce(joined["key"], joined["key_b"]))
+    """Add what some units have."""
+    other = b.rename_columns(["unit", "row", "key_b", "b"])
+    joined = a.rename_columns(["unit", "row", "key", "a"]).join(other, ["unit", "row"], join_type="full outer")
+    joined = joined.set_column(joined.column_names.index("key"), "key", pc.coalesce(joined["key"], joined["key_b"]))
     joined = joined.sort_by([("unit", "ascending"), ("row", "ascending")])
     before, after = (pc.fill_null(joined[side], ABSENT) for side in ("a", "b"))
     pairs = pa.table({"before": before, "after": after})
@@ -111,9 +122,7 @@ def _compare_parts(
                 examples.append((row["unit"], row["row"], row["key"]))
 
 
-def _captions(
-    store: Store, units: list[str], places: dict[tuple[str, str], list[tuple[int, int, str]]]
-) -> dict[tuple[int, int], str]:
+def _captions(store: Store, units: list[str], places: Places) -> dict[tuple[int, int], str]:
     captions: dict[tuple[int, int], str] = {}
     for unit in {unit for some in places.values() for unit, _, _ in some}:
         texts = read_stored(store, units[unit], ["caption"]).rows["caption"]

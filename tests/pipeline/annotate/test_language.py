@@ -14,7 +14,7 @@ CAPTIONS = {
     "de": ["eine Frau mit einem Regenschirm", "zwei Kinder spielen Fußball"],
     "ja": ["浜辺を走る犬", "傘を持つ女性の写真"],
     "es": ["una mujer con un paraguas", "dos niños jugando al fútbol"],
-    "zh": ["海滩上的狗", "停在街上的红色汽车"],
+    "zh": ["海滩上的狗", "停在街上的红色汽车", "湖边的老木屋"],
     "ru": ["красная машина на улице", "двое детей играют в футбол"],
     "ar": ["سيارة حمراء متوقفة في الشارع", "امرأة تحمل مظلة"],
 }

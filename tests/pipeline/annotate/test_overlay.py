@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.annotate.overlay import TextOverlay, mask_text
 from tests.pipeline.annotate.batches import Pixels, batch_of, emoji, flat
 
-WORDS = "SALE New offer free shipping best price summer look at this now stock photo sample".split()
+WORDS = ("SALE", "New offer", "free shipping", "best price", "summer", "look at", "this now", "stock", "photo sample")
 
 
 def with_text(image: Pixels, seed: int) -> Pixels:

@@ -88,11 +88,18 @@ def server() -> Iterator[Server]:
         served.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         return runner
 
+    async def stop(runner: web.AppRunner) -> None:
+        await runner.cleanup()
+        given_up = asyncio.all_tasks() - {asyncio.current_task()}  # requests whose client went away
+        for task in given_up:
+            task.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
+
     def serve() -> None:
         runner = loop.run_until_complete(start())
         started.set()
         loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
+        loop.run_until_complete(stop(runner))
         loop.close()
 
     thread = threading.Thread(target=serve, daemon=True)

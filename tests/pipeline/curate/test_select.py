@@ -154,7 +154,7 @@ def test_a_source_that_has_nothing_is_named() -> None:
 def test_max_samples_is_exact_and_a_smaller_one_keeps_a_part_of_it() -> None:
     rows = _make(6)
     kept = []
-    for number in (40, 20):
+    for number in (30, 20):
         summary = _select(rows, SelectSpec(max_samples=number))
         kept.append({row["key"] for row in _fates(rows.store) if row["fate"] in ("train", "heldout")})
         assert summary.counts["train"] + summary.counts["heldout"] == number
