@@ -39,9 +39,7 @@ def hash_texts(texts: pa.Array | pa.ChunkedArray, seed: int) -> Words:
     long_N = length_N > _MAX_VECTOR_BYTES
     for num_words in np.unique(words_N[~long_N]).tolist():
         chosen = np.flatnonzero((words_N == num_words) & ~long_N)
-        place = start_N[chosen, None] + np.arange(8 * num_words)
-        padded = byte_B[np.minimum(place, len(byte_B) - 1)]
-        padded[np.arange(8 * num_words) >= length_N[chosen, None]] = 0
+        padded = _padded(byte_B, start_N[chosen], length_N[chosen], 8 * num_words)
         hashed = mix(length_N[chosen].astype(np.uint64) ^ mix(np.full(len(chosen), seed % 2**64, np.uint64)))
         for word in padded.view("<u8").T:
             hashed = mix(hashed ^ word)
@@ -51,3 +49,17 @@ def hash_texts(texts: pa.Array | pa.ChunkedArray, seed: int) -> Words:
         digest = hashlib.blake2b(column[index].as_py(), digest_size=8, key=key).digest()
         hash_N[index] = int.from_bytes(digest, "little")
     return hash_N
+
+
+def _padded(
+    byte_B: NDArray[np.uint8], start_N: NDArray[np.int64], length_N: NDArray[np.int64], width: int
+) -> NDArray[np.uint8]:
+    """The texts with zeros behind them: [N, width]."""
+    length = int(length_N[0])
+    if (length_N == length).all() and (np.diff(start_N) == length).all():  # keys and digests, one behind the other
+        padded = np.zeros((len(start_N), width), np.uint8)
+        padded[:, :length] = byte_B[start_N[0] : start_N[-1] + length].reshape(-1, length) if length else 0
+        return padded
+    gathered: NDArray[np.uint8] = byte_B[np.minimum(start_N[:, None] + np.arange(width), len(byte_B) - 1)]
+    gathered[np.arange(width) >= length_N[:, None]] = 0
+    return gathered

@@ -8,6 +8,10 @@ from tests.bench.harness import BenchError, report
 
 # Name, which is the module's too: options of its own, and what it compares.
 BENCHMARKS = {
+    "curate": (
+        "[--part PART]",
+        "annotators, near-duplicates, selection and shards, against DuckDB, webdataset, imagededup",
+    ),
     "ingest": ("[--images N]", "CPU time and speed of downloading and re-encoding images, against img2dataset"),
     "model": ("[--cuda]", "training step and caption scoring, against the official GenLIP and open_clip"),
     "stream": ("[--samples N]", "samples per second from shards to training batches, against webdataset"),
