@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 
+import cv2
+
 from jobs.console import Progress, duration, say, table
 from jobs.ray_pool import Pool
 from jobs.recipe import Recipe
@@ -93,6 +95,7 @@ def _pending(store: Store, units: Sequence[str], annotators: Sequence[Annotator]
 
 def _annotate_one(unit: str, store: Store, spec: CurateSpec, addresses: frozenset[str]) -> UnitAnnotated:
     """The task. It builds the annotators anew, for plug-ins are known by their module's name alone in this process."""
+    cv2.setNumThreads(1)  # a task has the cores that its annotators declare
     annotators = [one for one in spec.build_annotators() if address(one) in addresses]
     return annotate_unit(unit, store, annotators, spec.max_errors)
 

@@ -118,7 +118,7 @@ class ShardSpec(Section):
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the distinct images kept for evaluation, chosen by the image's content."""
     check: Literal["decode", "none"] = "decode"
-    """`decode` looks at every image once more on its way into a shard; what cannot be decoded is left out and listed."""
+    """`decode` looks at every image once more on its way into a shard; those that fail are left out and listed."""
     captions: tuple[str, ...] = ()
     """Annotation columns with further captions, such as `recaption`; they go into each sample's JSON, and
     `train.captions` chooses among them."""

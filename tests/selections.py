@@ -22,10 +22,10 @@ def annotate_by_hand(
     start = 0
     for name in committed_units(store):
         unit = read_stored(store, name)
-        table = pa.table({column: values.slice(start, unit.rows.num_rows) for column, values in columns.items()})
+        table = pa.table({column: values.slice(start, unit.num_rows) for column, values in columns.items()})
         if columns:
             write_annotations(store, FOLDER, unit, Annotations(table, {}))
-        start += unit.rows.num_rows
+        start += unit.num_rows
     kinds = {column: str(values.type) for column, values in columns.items()}
     content = {"name": "made", "version": "1", "parameters": dict(parameters or {}), "columns": kinds}
     store.write_json(f"annotations/{FOLDER}/annotator.json", content)

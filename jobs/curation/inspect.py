@@ -94,7 +94,7 @@ def _datasets(store: Store) -> None:
 def _first_sample(store: Store, units: list[str], folders: list[str]) -> None:
     for unit_name in units:
         unit = read_stored(store, unit_name)
-        if unit.rows.num_rows:
+        if unit.num_rows:
             break
     else:
         return

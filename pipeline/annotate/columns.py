@@ -8,7 +8,6 @@ file carries the fingerprint of its unit's raw file, so that a unit that was mad
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,8 +35,9 @@ class StoredUnit:
     raw: str
     """File with the samples, relative to the store."""
     fingerprint: str
+    num_rows: int
     rows: pa.Table
-    """The ledger's rows of the stored samples, in order."""
+    """The ledger's rows of the stored samples, in order, with the columns that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,12 @@ def read_stored(store: Store, unit_name: str, columns: Sequence[str] | None = No
         columns: of the ledger; all by default.
     """
     wanted = None if columns is None else list({*columns, "status"})
-    with store.reading(f"ledger/{unit_name}.parquet") as stream:
-        ledger = pq.read_table(stream, columns=wanted)
+    ledger = _read_table(store, f"ledger/{unit_name}.parquet", wanted)
     record = CommitRecord(**json.loads(ledger.schema.metadata[_METADATA]))
-    kept = ledger.filter(pc.equal(ledger["status"], SUCCESS)).drop_columns(["status"]).replace_schema_metadata(None)
-    return StoredUnit(unit_name, record.raw, record.sha256[:16], kept)
+    is_stored = pc.equal(ledger["status"], SUCCESS)
+    stored = ledger if pc.all(is_stored).as_py() else ledger.filter(is_stored)
+    rows = stored.drop_columns(["status"]).replace_schema_metadata(None)
+    return StoredUnit(unit_name, record.raw, record.sha256[:16], stored.num_rows, rows)
 
 
 def address(annotator: Annotator) -> str:
@@ -104,9 +105,9 @@ def read_annotations(store: Store, folder: str, unit: StoredUnit, columns: Seque
         UserError: The unit has been made anew since.
     """
     name = f"{FOLDER}/{folder}/{unit.name}.parquet"
-    table = pq.read_table(io.BytesIO(store.read(name)), columns=None if columns is None else list(columns))
+    table = _read_table(store, name, columns)
     record: dict[str, Any] = json.loads(table.schema.metadata[_METADATA])
-    if record["fingerprint"] != unit.fingerprint or table.num_rows != unit.rows.num_rows:
+    if record["fingerprint"] != unit.fingerprint or table.num_rows != unit.num_rows:
         raise UserError(
             "the unit has changed since it was annotated",
             where=store.path(name),
@@ -115,3 +116,9 @@ def read_annotations(store: Store, folder: str, unit: StoredUnit, columns: Seque
         )
     errors = {int(row): text for row, text in record["errors"].items()}
     return Annotations(table.replace_schema_metadata(None), errors)
+
+
+def _read_table(store: Store, name: str, columns: Sequence[str] | None) -> pa.Table:
+    """Columns of a file; in this thread alone, for parts are what runs in parallel."""
+    with store.reading(name) as stream, pq.ParquetFile(stream) as parquet:
+        return parquet.read(None if columns is None else list(columns), use_threads=False)

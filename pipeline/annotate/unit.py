@@ -86,13 +86,13 @@ def _run(asked: Sequence[_Asked], batches: Iterator[Batch]) -> None:
 
 
 def _ledger_batches(unit: StoredUnit, size: int) -> Iterator[Batch]:
-    for start in range(0, unit.rows.num_rows, size):
+    for start in range(0, unit.num_rows, size):
         yield Batch(unit.rows.slice(start, size))
 
 
 def _sample_batches(store: Store, unit: StoredUnit, size: int) -> Iterator[Batch]:
     """Batches with the samples themselves: as large as the least of the annotators wants, for images need memory."""
-    for start in range(0, unit.rows.num_rows, size):
+    for start in range(0, unit.num_rows, size):
         rows = unit.rows.slice(start, size)
         places = list(zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True))
         samples = [parse_sample(members) for members in read_members(store, unit.raw, places)]
@@ -142,7 +142,7 @@ def _broken(annotator: Annotator, why: str) -> UserError:
 
 
 def _finish(store: Store, unit: StoredUnit, asked: _Asked, max_errors: float) -> AnnotatorReport:
-    num_samples = unit.rows.num_rows
+    num_samples = unit.num_rows
     keys = unit.rows["key"]
     examples = tuple(f"{keys[row]}: {text}" for row, text in list(asked.errors.items())[:MAX_EXAMPLES])
     committed = len(asked.errors) <= max_errors * num_samples

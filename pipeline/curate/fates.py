@@ -88,7 +88,7 @@ def advance(job: Job, decide: Callable[[Part, pa.Table, Job], Sequence[Decided]]
 def _advance_part(part: Part, job: Job, decide: Callable[[Part, pa.Table, Job], Sequence[Decided]]) -> None:
     fates = job.read_fates(part) if job.step else None
     if fates is None:
-        num_rows = job.rows.read(part, ["key"]).num_rows
+        num_rows = job.rows.read(part, []).num_rows
         fates = pa.table({name: pa.nulls(num_rows, pa.string()) for name in FATE_SCHEMA.names})
     for decided_N, fate, detail in decide(part, fates, job):
         chosen = pa.array(decided_N & undecided(fates))

@@ -68,8 +68,8 @@ class Rows:
 
     def _read_unit(self, number: int, name: str, columns: Sequence[str]) -> pa.Table:
         ledger = [column for column in columns if column in LEDGER_COLUMNS]
-        unit = read_stored(self.store, name, ledger or ["key"])
-        num_rows = unit.rows.num_rows
+        unit = read_stored(self.store, name, ledger)
+        num_rows = unit.num_rows
         found: dict[str, Any] = {
             "unit": pa.array(np.full(num_rows, number, np.int32)),
             "row": pa.array(np.arange(num_rows, dtype=np.int32)),

@@ -9,6 +9,8 @@ moves nobody's draw. No annotation is computed here.
 """
 
 import hashlib
+import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -112,7 +114,8 @@ def select(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: int, e
         "spec": spec.model_dump(mode="json"),
         "holdout": holdout,
         "seed": seed,
-        "folders": rows.folders,
+        "columns": _used_columns(job),
+        "folders": _used_folders(rows, _used_columns(job)),
         "units_fingerprint": fingerprint,
         "num_samples": num_samples,
         "counts": counts,
@@ -129,8 +132,28 @@ def is_current(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: in
     if not rows.store.exists(path):
         return False
     known = rows.store.read_json(path)
-    asked = {"spec": spec.model_dump(mode="json"), "holdout": holdout, "seed": seed, "folders": rows.folders}
-    return {key: known[key] for key in asked} == asked and known["units_fingerprint"] == units_fingerprint(rows.store)
+    asked = {
+        "spec": spec.model_dump(mode="json"),
+        "holdout": holdout,
+        "seed": seed,
+        "folders": _used_folders(rows, known["columns"]),
+    }
+    return (
+        {key: known[key] for key in asked} == asked
+        and list(known["spec"]["where"]) == list(spec.where)
+        and known["units_fingerprint"] == units_fingerprint(rows.store)
+    )
+
+
+def _used_folders(rows: Rows, columns: Sequence[str]) -> dict[str, str]:
+    """Where the annotations are that a selection depends on."""
+    return {column: rows.folders[column] for column in columns if column in rows.folders}
+
+
+def _used_columns(job: Job) -> list[str]:
+    expressions = [*job.rules, *(one for one in (job.keep, job.by) if one)]
+    used = {column for expression in expressions for column in expression.columns}
+    return sorted(used | {column for column in _EVALUATION_COLUMNS if column in job.rows.types})
 
 
 def read_record(store: Store, name: str) -> dict[str, Any]:
@@ -232,7 +255,7 @@ def _decide(job: Job, each: Each) -> Job:
     for wanted, step in ((job.spec.balance, balance), (job.spec.mix, mix), (job.spec.max_samples, limit)):
         if wanted is not None:
             job = step(job, each)
-    return advance(job, _hold_out, each)
+    return advance(job, _hold_out if job.holdout else _take_all, each)
 
 
 def _apply_rules(part: Part, fates: pa.Table, job: Job) -> list[Decided]:
@@ -258,6 +281,10 @@ def _hold_out(part: Part, fates: pa.Table, job: Job) -> list[Decided]:
     return [(held_N, HELDOUT, None), (np.ones(fates.num_rows, np.bool_), TRAIN, None)]
 
 
+def _take_all(part: Part, fates: pa.Table, job: Job) -> list[Decided]:
+    return [(np.ones(fates.num_rows, np.bool_), TRAIN, None)]
+
+
 def _unit_hash(sha256: str) -> float:
     """A number in [0, 1) from the image's own hash, hashed again to be independent of it."""
     return int.from_bytes(hashlib.sha256(f"holdout {sha256}".encode()).digest()[:8], "big") / 2**64
@@ -270,7 +297,8 @@ def _publish(job: Job, record: dict[str, Any], each: Each) -> None:
         job.store.remove(f"{job.folder}/{file}")
     for _ in each(partial(_publish_part, job=job), job.rows.parts()):
         pass
-    job.store.write_json(f"{job.folder}/{_RECORD}", record)
+    # Not by `write_json`, which sorts keys: the order of the rules counts.
+    job.store.write(f"{job.folder}/{_RECORD}", json.dumps(record, indent=1).encode())
     job.store.remove(job.scratch)
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.curate.rows import Rows
+from pipeline.curate.select import units_fingerprint
 from pipeline.curate.spec import HELDOUT, TRAIN
 from pipeline.each import Each
 from pipeline.errors import UserError
@@ -138,7 +139,7 @@ def _read_selection(rows: Rows, name: str) -> dict[str, Any]:
         next_step = "run: genlip select RECIPE"
         raise UserError("the samples are not selected yet", where=store.path(file), next_step=next_step)
     selection: dict[str, Any] = store.read_json(file)
-    if selection["units_fingerprint"] != _units_fingerprint(store, selection):
+    if selection["units_fingerprint"] != units_fingerprint(store):
         raise stale_selection(store, f"selection/{name}")
     if not selection["counts"].get(TRAIN, 0):
         raise UserError(
@@ -148,14 +149,6 @@ def _read_selection(rows: Rows, name: str) -> dict[str, Any]:
             next_step="see the funnel: retry what failed, loosen curate.select, or lower shards.holdout",
         )
     return selection
-
-
-def _units_fingerprint(store: Store, selection: dict[str, Any]) -> str:
-    try:
-        from pipeline.curate.select import units_fingerprint
-    except ModuleNotFoundError:
-        return str(selection["units_fingerprint"])
-    return units_fingerprint(store)
 
 
 def _begin(

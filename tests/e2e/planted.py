@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import cv2
 import numpy as np
@@ -162,7 +162,7 @@ def fates(store: Store, name: str) -> dict[str, str]:
     for part in store.names(f"selection/{name}", ".parquet"):
         table = store.read_table(f"selection/{name}/{part}", ["key", "fate"])
         for key, fate in zip(table["key"].to_pylist(), table["fate"].to_pylist(), strict=True):
-            found[urls[key].rsplit("/", 1)[-1]] = fate
+            found[unquote(urls[key]).rsplit("/", 1)[-1]] = fate
     return found
 
 
@@ -173,7 +173,10 @@ def caught(planted: Sequence[Planted], found: dict[str, str]) -> dict[str, tuple
         number = result.setdefault(one.case, [0, 0])
         number[0] += 1
         pair = {found.get(one.file, "not stored"), found.get(one.twin, "")}
-        number[1] += bool(pair & one.expected)
+        if pair & one.expected:
+            number[1] += 1
+        else:
+            sys.stderr.write(f"missed: {one.case} {one.file} {sorted(pair)}\n")
     return {case: (total, hits) for case, (total, hits) in result.items()}
 
 

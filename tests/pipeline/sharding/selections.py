@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import pyarrow as pa
 
 from pipeline.curate.rows import open_rows
+from pipeline.curate.select import units_fingerprint
 from pipeline.each import in_turn
-from pipeline.ledger import committed_units
 from pipeline.recipe import ShardSpec
 from pipeline.sharding.dataset import DatasetSummary, materialise
 from pipeline.shards import INDEX_SCHEMA, Sample, iter_samples, parse_sample
@@ -41,19 +41,11 @@ def write_selection(store: Store, name: str, fate_of: Callable[[str], str] = lam
         table = table.append_column("fate", pa.array(found, pa.string())).append_column("detail", details)
         store.write_table(f"selection/{name}/{part.name}.parquet", table)
         num_parts += 1
-    record = {"spec": {}, "holdout": 0.0, "seed": 0, "folders": {}, "units_fingerprint": fingerprint(store)}
+    record = {"spec": {}, "holdout": 0.0, "seed": 0, "folders": {}, "units_fingerprint": units_fingerprint(store)}
     counts = dict(Counter(fates.values()))
     record |= {"num_samples": len(fates), "counts": counts, "thresholds": {}, "parts": num_parts}
     store.write_json(f"selection/{name}/selection.json", record)
     return fates
-
-
-def fingerprint(store: Store) -> str:
-    try:
-        from pipeline.curate.select import units_fingerprint
-    except ModuleNotFoundError:
-        return str(len(committed_units(store)))
-    return units_fingerprint(store)
 
 
 def make(store: Store, name: str = "d", shard_samples: int = 7, seed: int = 1) -> DatasetSummary:
