@@ -138,7 +138,7 @@ def write_recipe(work: Path, base_url: str, planted: list[Planted], own: list[Pl
                 "where": {
                     "not_file_name": "not is_filename",
                     "not_blocked": "blocked_word is null",
-                    "english": "lang = 'en' or lang_score < 0.5 or lang is null",
+                    "english": "lang = 'en' or lang_score < 0.8 or lang is null",
                     "safe": "nsfw_score < 0.5",
                 },
                 "dedup": {"near_bits": 6},
