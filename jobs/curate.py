@@ -10,11 +10,13 @@ from jobs.ray_pool import Pool
 from jobs.recipe import Recipe
 from pipeline.curate.compare import compare
 from pipeline.curate.explain import explain
+from pipeline.curate.hamming import plan_tables
 from pipeline.curate.rows import Rows, open_rows
 from pipeline.curate.select import is_current, read_summary, select
 from pipeline.curate.summary import read_summary as read_numbers
 from pipeline.curate.summary import summarise
 from pipeline.errors import EXIT_FAILED_UNITS, UserError
+from pipeline.funnel import read_funnel
 from pipeline.sharding.dataset import materialise
 from pipeline.store import Store
 
@@ -86,9 +88,16 @@ def _select(recipe: Recipe, rows: Rows, pool: Pool) -> None:
                 " stays with its shards",
                 next_step="choose another name with --set shards.name=NAME",
             )
+        _warn_of_chance(recipe, rows.store)
         summary = select(rows, spec, recipe.shards.holdout, name, recipe.seed, pool.each)
     for line in summary.lines():
         say(line)
+
+
+def _warn_of_chance(recipe: Recipe, store: Store) -> None:
+    near_bits = recipe.curate.select.dedup.near_bits
+    if near_bits is not None and (warning := plan_tables(read_funnel(store).success, near_bits).warning()):
+        say(warning)
 
 
 def _write_report(recipe: Recipe, rows: Rows, pool: Pool) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from jobs.console import say
 from jobs.recipe import Recipe
+from pipeline.annotate.columns import address, annotated_units
+from pipeline.curate.hamming import plan_tables
 from pipeline.funnel import read_funnel
 from pipeline.inputs.numbers import BYTES_PER_URL
 from pipeline.inputs.plan import PlanNumbers, plan_numbers
@@ -15,7 +17,8 @@ from train.recipe import TOKENIZER_FOLDER
 
 def plan_run(recipe: Recipe) -> int:
     """Print the plan of each stage. Starts and writes nothing."""
-    for line in [*_ingest_lines(recipe), *_shard_lines(recipe), *_train_lines(recipe)]:
+    lines = [*_ingest_lines(recipe), *_curate_lines(recipe), *_shard_lines(recipe), *_train_lines(recipe)]
+    for line in lines:
         say(line)
     return 0
 
@@ -57,6 +60,22 @@ def _source_lines(numbers: PlanNumbers) -> list[str]:
     if numbers.is_staged:
         how = "grouped by host" if numbers.is_grouped else "as they come"
         lines.append(f"rows       of {numbers.num_new_files:,} new files are copied into the store, {how}")
+    return lines
+
+
+def _curate_lines(recipe: Recipe) -> list[str]:
+    store, spec = Store(recipe.store), recipe.curate
+    units = set(committed_units(store))
+    lines = []
+    for one in spec.build_annotators():
+        num_done = len(units & annotated_units(store, address(one)))
+        lines.append(f"annotate   {', '.join(one.columns())}: {num_done:,} of {len(units):,} units have them")
+    if spec.select.where:
+        lines.append("select     " + "; ".join(f"{name}: {rule}" for name, rule in spec.select.where.items()))
+    if units and spec.select.dedup.near_bits is not None:
+        num_stored = read_funnel(store).success
+        tables = plan_tables(num_stored, spec.select.dedup.near_bits)
+        lines += [f"near       {tables.describe()}", *filter(None, [tables.warning()])]
     return lines
 
 

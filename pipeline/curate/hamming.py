@@ -106,6 +106,15 @@ class Tables:
         near = sum(math.comb(NUM_BITS, bits) for bits in range(self.max_bits + 1))
         return float(self.num_hashes**2 / 2 * near / 2**NUM_BITS)
 
+    def warning(self) -> str:
+        """What is to be said where chance alone would join strangers; otherwise empty."""
+        if self.num_chance_pairs <= self.num_hashes / 2:
+            return ""
+        return (
+            f"WARNING: of {self.num_hashes:,} hashes, {self.num_chance_pairs:.2g} pairs are within {self.max_bits} bits"
+            " by chance: groups would join strangers; lower curate.select.dedup.near_bits"
+        )
+
     def describe(self) -> str:
         """The arithmetic in a line."""
         sent_gb = self.num_groups * self.num_hashes * 8 / 1e9

@@ -19,6 +19,10 @@ HEAVY = ("torch", "ray", "pyarrow", "transformers", "cv2", "deepspeed")
 OPTIONS_OF = {
     "plan": ["RECIPE", "--set"],
     "ingest": ["RECIPE", "--retry", "--set"],
+    "annotate": ["RECIPE", "--set"],
+    "select": ["RECIPE", "--explain", "--compare", "--set"],
+    "curate": ["RECIPE", "--set"],
+    "inspect": ["STORE"],
     "tokenizer": ["RECIPE", "--set"],
     "train": ["RECIPE", "--set"],
     "eval": ["RUN"],

@@ -138,3 +138,8 @@ def test_anything_else_is_no_hash(text: str) -> None:
 def test_a_distance_beyond_the_hash_is_refused() -> None:
     with pytest.raises(ValueError, match="64"):
         plan_tables(10, 64)
+
+
+def test_it_warns_where_chance_would_join_strangers() -> None:
+    assert plan_tables(8_000_000_000, 6).warning() == ""
+    assert "near_bits" in plan_tables(8_000_000_000, 8).warning()
