@@ -72,7 +72,36 @@ class EvaluationOverlap(Annotator):
 
     def state(self) -> str:
         """Of the names, sizes and times of the sets' files, or of the stores' units."""
-        return hashlib.sha256(repr([_fingerprint(url) for url in self.sets.values()]).encode()).hexdigest()
+        return sets_fingerprint(self.sets)
+
+
+def sets_fingerprint(sets: Mapping[str, str]) -> str:
+    """Of what the sets hold, by the names, sizes and times of files, or by the units of stores."""
+    return hashlib.sha256(repr([_fingerprint(url) for url in sets.values()]).encode()).hexdigest()
+
+
+def evaluation_images(set_name: str, url: str) -> Iterator[tuple[str, bytes]]:
+    """Name and encoded image of each readable image of a set, the names being those of `eval_image`.
+
+    Raises:
+        UserError: There is none.
+    """
+    is_empty = True
+    for name in _store_names(Store(url)) if _is_store(url) else _files(url):
+        try:
+            body = transcode(read_evaluation_image(url, name), ImageSpec()).body
+        except ImageError:
+            continue  # `evaluation_overlap` warns of them
+        is_empty = False
+        yield name, body
+    if is_empty:
+        raise _no_image(set_name, url)
+
+
+def _store_names(store: Store) -> Iterator[str]:
+    for unit_name in committed_units(store):
+        for key in read_stored(store, unit_name, ["key"]).rows["key"].to_pylist():
+            yield f"{unit_name}/{key}"
 
 
 def read_evaluation_image(set_url: str, eval_image: str) -> bytes:
@@ -103,6 +132,15 @@ def read_evaluation_image(set_url: str, eval_image: str) -> bytes:
     return parse_sample(members).image
 
 
+def _no_image(set_name: str, url: str) -> UserError:
+    return UserError(
+        f"the evaluation set {set_name!r} has no readable image",
+        where=url,
+        why=f"it is neither a store with committed units nor holds files {', '.join(IMAGE_SUFFIXES)}",
+        next_step=f"correct the path of {set_name} in curate, or leave it out",
+    )
+
+
 def _gone(set_url: str, eval_image: str) -> UserError:
     return UserError(
         f"the evaluation set has no image {eval_image!r} any more",
@@ -128,12 +166,7 @@ def _known(sets: tuple[tuple[str, str], ...], near_bits: int) -> _Known:
     for name, url in sets:
         table = pa.concat_tables(_store_images(Store(url)) if _is_store(url) else [_folder_images(url)])
         if not table.num_rows:
-            raise UserError(
-                f"the evaluation set {name!r} has no readable image",
-                where=url,
-                why=f"it is neither a store with committed units nor holds files {', '.join(IMAGE_SUFFIXES)}",
-                next_step=f"correct curate.decontaminate.sets.{name}, or leave it out",
-            )
+            raise _no_image(name, url)
         tables.append(table.append_column("set", pa.array([name] * table.num_rows, pa.string())))
     images = pa.concat_tables(tables).combine_chunks()
     by_sha256: dict[str, int] = {}

@@ -152,7 +152,7 @@ def test_another_model_is_another_result(clip: ClipScore, tmp_path: Path) -> Non
 
 def test_a_missing_model_names_the_file_and_the_key(clip: ClipScore, tmp_path: Path) -> None:
     lost = clip.model_copy(update={"image_model": str(tmp_path / "lost.onnx")})
-    with pytest.raises(UserError, match=r"(?s)lost\.onnx.*clip_score: image_model"):
+    with pytest.raises(UserError, match=r"(?s)lost\.onnx.*curate.annotate"):
         lost.state()
     with pytest.raises(UserError, match=r"lost\.onnx"):
         scores(lost, ["red"], ["red"])
