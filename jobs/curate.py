@@ -62,7 +62,8 @@ def curate_store(recipe: Recipe, pool: Pool) -> int:
     for line in materialise(rows, recipe.shards.name, recipe.shards, recipe.seed, pool.each, say).lines():
         say(line)
     _write_report(recipe, rows, pool)
-    write_card(rows.store, recipe.shards.name)
+    if not rows.store.exists(f"shards/{recipe.shards.name}/README.md"):
+        write_card(rows.store, recipe.shards.name)
     return 0
 
 
@@ -101,11 +102,13 @@ def _warn_of_chance(recipe: Recipe, store: Store) -> None:
 
 
 def _write_report(recipe: Recipe, rows: Rows, pool: Pool) -> None:
-    """The numbers beside the data, and the page where it can be opened."""
+    """The numbers beside the data, and the page where it can be opened; nothing where both are of this selection."""
     name = recipe.shards.name
-    if read_numbers(rows.store, name) is None:
-        summarise(rows, name, pool.each)
     folder = Path(rows.store.path("reports")) if rows.store.is_local else Path(recipe.runs)
+    page = folder / f"curation-{name}.html"
+    if page.exists() and read_numbers(rows.store, name) is not None:
+        say(f"curation report: {page}, as it was")
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    page = write_curation_report(rows.store, rows, name, folder / f"curation-{name}.html", recipe.train.row_tokens)
-    say(f"report: {page}")
+    summarise(rows, name, pool.each)
+    write_curation_report(rows.store, rows, name, page, recipe.train.row_tokens)
