@@ -11,8 +11,8 @@ from model import LoadedModel, load_model
 from pipeline.sharding.dataset import HELDOUT_SUFFIX
 from pipeline.store import Store
 from train.checkpoint import COMMITTED, latest_checkpoint
+from train.dataset import index_name, open_dataset
 from train.evaluate import MAX_SCANNED, Labelled, evaluate, read_labelled, require_heldout
-from train.stream import index_name, read_samples
 
 EVAL_FILE = "eval.json"
 
@@ -29,7 +29,7 @@ def read_heldout(run_dir: Path, limit: int) -> list[Labelled]:
     recipe = read_run(run_dir)
     dataset = recipe.shards.name + HELDOUT_SUFFIX
     store = Store(recipe.store)
-    heldout = read_labelled(read_samples(store, dataset), limit) if store.exists(index_name(dataset)) else []
+    heldout = read_labelled(open_dataset(store, dataset), limit) if store.exists(index_name(dataset)) else []
     require_heldout(heldout, dataset)
     return heldout
 
@@ -40,7 +40,7 @@ def evaluate_run(run_dir: Path) -> int:
     recipe = read_run(run_dir)
     loaded, state = load_latest(run_dir)
     heldout = read_heldout(run_dir, recipe.eval.max_images)
-    training = read_labelled(read_samples(Store(recipe.store), recipe.shards.name), MAX_SCANNED)
+    training = read_labelled(open_dataset(Store(recipe.store), recipe.shards.name), MAX_SCANNED)
     result = evaluate(loaded, heldout, training, recipe.eval, recipe.train.max_caption_tokens)
     result |= {"checkpoint": state["checkpoint"], "samples_seen": state["samples_seen"]}
     (run_dir / EVAL_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

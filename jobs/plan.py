@@ -91,7 +91,7 @@ def _shard_lines(recipe: Recipe) -> list[str]:
 
 
 def _train_lines(recipe: Recipe) -> list[str]:
-    if not Store(recipe.store).exists(f"shards/{recipe.shards.name}/index.parquet"):
+    if not recipe.train.sources and not Store(recipe.store).exists(f"shards/{recipe.shards.name}/index.parquet"):
         return ["train      known when the shards are written: genlip ingest RECIPE"]
     run_dir = recipe.run_dir
     if not (run_dir / TOKENIZER_FOLDER).exists():

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import uuid
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -99,8 +100,10 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, defaults included."""
-    path.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    """Write the resolved recipe, defaults included, at once: the other ranks of a group read it at the same time."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -1,24 +1,27 @@
 """Samples to and from webdataset tars, and the index that lets a reader fetch any one of them.
 
 A sample is three tar members with one key: the image (`KEY.jpg`, `KEY.png` or `KEY.webp`), `KEY.txt` (caption, UTF-8)
-and `KEY.json` (everything else).
-The bytes depend on the samples alone: no time stamps, owners or order of completion.
+and `KEY.json` (everything else). So they are written:
+the bytes depend on the samples alone, no time stamps, owners or order of completion.
+Tars of others are read as well: whatever else a sample has is passed over, and its JSON may be missing.
 
 The reading half is part of the contract with `train`; see STORE.md.
 """
 
 import hashlib
-import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-IMAGE_EXTENSIONS = ("jpg", "png", "webp")
-END_OF_TAR = b"\0" * (2 * tarfile.BLOCKSIZE)
+from pipeline.tar import END_OF_TAR, Read, TarError, iter_groups
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+CAPTION_FILE = "txt"
+"""Where a caption stands, unless it is `json:FIELD`."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -38,6 +41,10 @@ INDEX_SCHEMA = pa.schema(
 
 class ShardError(ValueError):
     """The bytes of a shard are not what the index says."""
+
+
+class NoCaption(ShardError):
+    """A sample has none where its caption should be."""
 
 
 @dataclass(frozen=True)
@@ -96,57 +103,73 @@ def _tar_member(name: str, body: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + body + b"\0" * padding
 
 
-def parse_sample(members: bytes) -> Sample:
+def parse_sample(members: bytes, caption: str = CAPTION_FILE) -> Sample:
     """A sample from its tar members, as one range read returns them.
 
+    Args:
+        members: the bytes.
+        caption: where its caption stands: `txt`, or `json:FIELD` for a field of its JSON.
+
     Raises:
-        ShardError: The bytes are not the three members of one sample.
+        ShardError: The bytes are not the members of one sample.
     """
-    samples = list(iter_samples(io.BytesIO(members + END_OF_TAR)))
+    tar = members + END_OF_TAR
+    samples = list(_samples(lambda offset, size: tar[offset : offset + size], caption))
     if len(samples) != 1:
         raise ShardError(f"expected the members of one sample, found {len(samples)}")
     return samples[0]
 
 
-def iter_samples(stream: BinaryIO) -> Iterator[Sample]:
-    """The samples of a tar, in order.
+def iter_samples(stream: BinaryIO, caption: str = CAPTION_FILE) -> Iterator[Sample]:
+    """The samples of a tar, in order; `caption` as in `parse_sample`.
 
     Raises:
-        ShardError: The tar is damaged or cut short, or a sample lacks a member.
+        ShardError: The tar is damaged or cut short, or a sample lacks its image or caption.
     """
-    parts: dict[str, bytes] = {}
-    current = ""
+
+    def read(offset: int, size: int) -> bytes:
+        stream.seek(offset)
+        return stream.read(size)
+
+    return _samples(read, caption)
+
+
+def _samples(read: Read, caption: str) -> Iterator[Sample]:
+    wanted = {*IMAGE_EXTENSIONS, CAPTION_FILE, "json"}
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                if current and key != current:
-                    yield _assemble(current, parts)
-                    parts = {}
-                current = key
-                body = tar.extractfile(member)
-                parts[extension] = body.read() if body else b""
+        for group in iter_groups(read):
+            parts: dict[str, bytes] = {}
+            for extension in wanted & group.members.keys():
+                member = group.members[extension]
+                parts[extension] = read(member.offset, member.size)
                 if len(parts[extension]) != member.size:
-                    raise ShardError(f"sample {key}: {extension} is cut short")
-            # tarfile takes a damaged header for the end of the archive.
-            stream.seek(tar.offset)
-            if stream.read(len(END_OF_TAR)) != END_OF_TAR:
-                raise ShardError(f"not a whole tar: neither a member nor the end at byte {tar.offset}")
-    except tarfile.TarError as error:
-        raise ShardError(f"not a readable tar: {error}") from error
-    if current:
-        yield _assemble(current, parts)
+                    raise ShardError(f"sample {group.key}: {extension} is cut short")
+            yield assemble(group.key, parts, caption)
+    except TarError as error:
+        raise ShardError(f"not a whole tar: {error}") from error
 
 
-def _assemble(key: str, parts: dict[str, bytes]) -> Sample:
-    extension = next((name for name in IMAGE_EXTENSIONS if name in parts), IMAGE_EXTENSIONS[0])
-    missing = {extension, "txt", "json"} - parts.keys()
-    if missing:
-        raise ShardError(f"sample {key} lacks {sorted(missing)}")
+def assemble(key: str, parts: Mapping[str, bytes], caption: str = CAPTION_FILE) -> Sample:
+    """A sample from the content of its members, by extension; `caption` as in `parse_sample`.
+
+    Raises:
+        NoCaption: It has none.
+        ShardError: It lacks an image, or a text cannot be read.
+    """
+    extension = next((name for name in IMAGE_EXTENSIONS if name in parts), "")
+    if not extension:
+        raise ShardError(f"sample {key} lacks an image: {', '.join(IMAGE_EXTENSIONS)}")
     try:
-        return Sample(key, parts[extension], parts["txt"].decode(), json.loads(parts["json"]), extension)
+        meta = json.loads(parts.get("json", b"{}"))
+        if not isinstance(meta, dict):
+            raise ValueError("its JSON is not an object")
+        source, _, name = caption.partition(":")
+        text = meta.get(name) if source == "json" else parts[source].decode() if source in parts else None
     except ValueError as error:
         raise ShardError(f"sample {key}: {error}") from error
+    if not isinstance(text, str):
+        raise NoCaption(f"sample {key} lacks {caption}")
+    return Sample(key, parts[extension], text, meta, extension)
 
 
 def index_table(rows: Iterable[dict[str, Any]]) -> pa.Table:

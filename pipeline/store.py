@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -56,7 +57,25 @@ class Store:
 
     def path(self, name: str) -> str:
         """The full path of a file, for messages and for other readers."""
-        return f"{self._base}/{name}"
+        store, name = self.locate(name)
+        return f"{store._base}/{name}"
+
+    def locate(self, name: str) -> tuple["Store", str]:
+        """The store that holds a file, and its name there.
+
+        An absolute path or a URL names a file of others, read where it lies: its folder is then the store.
+        """
+        if not name.startswith("/") and "://" not in name:
+            return self, name
+        folder, _, base = name.rpartition("/")
+        return _store_at(folder or "/"), base
+
+    def _own_path(self, name: str) -> str:
+        """The path of a file to write or delete, which is never one of others."""
+        store, _ = self.locate(name)
+        if store is not self:
+            raise ValueError(f"not a file of this store: {name}")
+        return self.path(name)
 
     @property
     def is_local(self) -> bool:
@@ -64,7 +83,8 @@ class Store:
         return isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
 
     def exists(self, name: str) -> bool:
-        return bool(self._fs.exists(self.path(name)))
+        store, name = self.locate(name)
+        return bool(store._fs.exists(store.path(name)))
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Sorted names of the files in a folder; an absent folder has none."""
@@ -79,7 +99,7 @@ class Store:
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         """A stream whose content appears under `name` when the block ends well, and not at all otherwise."""
-        final = self.path(name)
+        final = self._own_path(name)
         if not self.is_local:
             # Object stores show an object when its upload is complete. A remote stream is no use here: closing it,
             # which an error does as well, completes the upload of what was written so far.
@@ -114,7 +134,8 @@ class Store:
     @contextmanager
     def reading(self, name: str) -> Iterator[BinaryIO]:
         """A stream of a file's content."""
-        with self._fs.open(self.path(name), "rb") as stream:
+        store, name = self.locate(name)
+        with store._fs.open(store.path(name), "rb") as stream:
             yield cast(BinaryIO, stream)
 
     def read(self, name: str) -> bytes:
@@ -123,7 +144,8 @@ class Store:
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; fewer where the file ends."""
-        return cast(bytes, self._fs.cat_file(self.path(name), start=offset, end=offset + size))
+        store, name = self.locate(name)
+        return cast(bytes, store._fs.cat_file(store.path(name), start=offset, end=offset + size))
 
     def read_ranges(self, name: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         """The bytes at each (offset, size), opening the file once."""
@@ -143,14 +165,20 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing where there is none."""
+        path = self._own_path(name)
         if self.exists(name):
-            self._fs.rm(self.path(name), recursive=True)
+            self._fs.rm(path, recursive=True)
 
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(content, indent=1, sort_keys=True).encode())
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
+
+
+@lru_cache(maxsize=256)
+def _store_at(root: str) -> Store:
+    return Store(root)
 
 
 def storage_error(error: OSError, path: str) -> UserError:

@@ -1,18 +1,18 @@
-"""Several captions per image: which one training reads in an epoch. A pure function of (seed, epoch, key).
+"""Several captions per image: which one training reads in a pass. A pure function of (seed, pass, key).
 
 A stored sample has `caption` in KEY.txt; further ones, by name, stand in KEY.json under `captions`.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards import Sample
+from train.order import mix
 
 if TYPE_CHECKING:
     from model import Tokenizer
@@ -35,53 +35,44 @@ def num_tokens(tokenizer: "Tokenizer", caption: str) -> int:
 
 
 class CaptionChoice:
-    """The declared probabilities at work on a dataset: one caption for each of N samples in each epoch."""
+    """The declared probabilities at work: one caption for each sample in each pass, whatever else is in the dataset."""
 
-    def __init__(self, shares: Mapping[str, float], seed: int, keys: Sequence[str]) -> None:
+    def __init__(self, shares: Mapping[str, float], seed: int) -> None:
         """Args:
         shares: Probability of each caption, by name; their order does not matter.
         seed: Of the choice.
-        keys: Of the samples.
         """
         self.names = tuple(sorted(shares))
         self._edges = np.cumsum([shares[name] for name in self.names])[:-1]
         self._seed = seed
-        self._num_samples = len(keys)
-        self._digest_N = np.array([_digest(key) for key in keys], np.uint64) if len(self.names) > 1 else None
-        self.at = lru_cache(maxsize=2)(self._at)
 
     @property
     def is_fixed(self) -> bool:
-        """Whether all epochs read the same captions."""
-        return self._digest_N is None
+        """Whether all passes read the same captions."""
+        return len(self.names) == 1
 
-    def apply(self, sample: Sample, number: int, epoch: int) -> Sample:
-        """The sample with the caption that this epoch reads.
+    def at(self, number: int, digest_N: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """Which of `names` a pass reads, [N].
 
         Args:
-            sample: As stored.
-            number: Its place in the dataset.
-            epoch: From 0.
+            number: Of the pass, from 0.
+            digest_N: Of the samples' keys, by `key_digests`.
         """
-        name = self.names[self.at(epoch)[number]]
+        mixed_N = mix(digest_N ^ np.uint64(_digest(f"{self._seed}/{number}")))
+        uniform_N = (mixed_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return np.searchsorted(self._edges, uniform_N, side="right").astype(np.uint8)
+
+    def apply(self, sample: Sample, number: int) -> Sample:
+        """The sample, as stored, with the caption that a pass reads."""
+        name = self.names[0] if self.is_fixed else self.names[self.at(number, key_digests([sample.key]))[0]]
         chosen = caption_of(sample, name)
         return sample if chosen is None else replace(sample, caption=chosen)
 
-    def _at(self, epoch: int) -> NDArray[np.uint8]:
-        """Index into `names` for each sample, [N]."""
-        if self._digest_N is None:
-            return np.zeros(self._num_samples, np.uint8)
-        mixed_N = _mix(self._digest_N ^ np.uint64(_digest(f"{self._seed}/{epoch}")))
-        uniform_N = (mixed_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return np.searchsorted(self._edges, uniform_N, side="right").astype(np.uint8)
+
+def key_digests(keys: Iterable[str]) -> NDArray[np.uint64]:
+    """A number for each key, [N]."""
+    return np.array([_digest(key) for key in keys], np.uint64)
 
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-
-def _mix(x_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014, https://doi.org/10.1145/2714064.2660195)."""
-    x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x_N ^ (x_N >> np.uint64(31))

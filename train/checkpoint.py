@@ -2,13 +2,13 @@
 
 checkpoints/step-00000120/          DeepSpeed's shards of weights and optimiser
 checkpoints/step-00000120/model/    the model alone, with tokenizer and image processor
-checkpoints/step-00000120/COMMITTED the state: counters, stream position, world size
+checkpoints/step-00000120/COMMITTED the state: counters, the stream's state, world size
 """
 
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch.distributed as dist
 from model import ImageProcessor, Tokenizer, save_model
 from pipeline.errors import UserError
 from train.engine import Ranks
-from train.stream import Position
 
 COMMITTED = "COMMITTED"
 
@@ -28,14 +27,8 @@ class TrainState:
 
     step: int = 0
     samples_seen: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    dataset: str = ""
-    """Fingerprint of the samples that the position refers to."""
-
-    @property
-    def position(self) -> Position:
-        return Position(self.epoch, self.step_in_epoch)
+    stream: dict[str, int | str] = field(default_factory=dict)
+    """The loader's, from `Loader.state_dict`; empty where nothing was read yet."""
 
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
@@ -53,6 +46,13 @@ def latest_checkpoint(run_dir: Path) -> Path:
     if not found:
         raise UserError("this run has no checkpoint", where=str(run_dir), next_step="run: genlip train RECIPE")
     return found[-1]
+
+
+def read_state(checkpoint: Path) -> tuple[TrainState, int]:
+    """The state of a complete checkpoint, and the number of processes that wrote it."""
+    record = json.loads((checkpoint / COMMITTED).read_text(encoding="utf-8"))
+    world_size = record.pop("world_size")
+    return TrainState(**record), world_size
 
 
 def save_checkpoint(
@@ -81,30 +81,23 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def load_checkpoint(engine: Any, run_dir: Path, ranks: Ranks, dataset: str) -> TrainState:
+def load_checkpoint(engine: Any, run_dir: Path, ranks: Ranks) -> TrainState:
     """Restore the newest complete checkpoint; a fresh state where there is none.
 
+    The stream's part of the state is for the caller to load: `fit` refuses a loader that did not take it.
+
     Raises:
-        UserError: It was written by another number of processes, or for another dataset.
+        UserError: It was written by another number of processes.
     """
     found = committed_checkpoints(run_dir)
     if not found:
-        return TrainState(dataset=dataset)
-    record = json.loads((found[-1] / COMMITTED).read_text(encoding="utf-8"))
-    world_size = record.pop("world_size")
+        return TrainState()
+    state, world_size = read_state(found[-1])
     if world_size != ranks.world_size:
         raise UserError(
             f"the checkpoint was written by {world_size} processes, this run has {ranks.world_size}",
             where=str(found[-1]),
             next_step=f"--set run.workers={world_size}, or start {world_size} processes",
-        )
-    state = TrainState(**record)
-    if state.dataset != dataset:
-        raise UserError(
-            "the checkpoint belongs to other training shards",
-            where=str(found[-1]),
-            why=f"their fingerprint was {state.dataset}, is {dataset}",
-            next_step="train under another name with --set name=NAME",
         )
     loaded, _ = engine.load_checkpoint(str(found[-1].parent), tag=found[-1].name)
     if loaded is None:

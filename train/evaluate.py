@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from model import EncodedSample, LoadedModel, load_rgb, pack_rows, score_captions
 from pipeline.errors import UserError
-from pipeline.shards import parse_sample
+from train.dataset import Dataset, first_samples
 from train.ranking import Scores, accuracy, chance_recall_at, log_mean_exp, recall_at
 from train.recipe import EvalSpec
-from train.stream import SampleTable
 
 NUM_PRIOR_IMAGES = 32
 """Training images whose mean likelihood stands for the probability of a text without its image."""
@@ -36,13 +35,10 @@ class Labelled:
     class_name: str | None
 
 
-def read_labelled(samples: SampleTable, limit: int) -> list[Labelled]:
+def read_labelled(dataset: Dataset, limit: int) -> list[Labelled]:
     """The first samples of a dataset."""
-    found = []
-    for number in range(min(limit, len(samples))):
-        sample = parse_sample(samples.read(number))
-        found.append(Labelled(sample.key, sample.image, sample.caption, sample.meta.get("class_name")))
-    return found
+    samples = first_samples(dataset, limit)
+    return [Labelled(one.key, one.image, one.caption, one.meta.get("class_name")) for one in samples]
 
 
 @dataclass(frozen=True)

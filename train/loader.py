@@ -1,25 +1,34 @@
 """Threads that turn planned rows into tensors ahead of the trainer. Prefetched work is never state."""
 
-import json
+import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model import EncodedSample, ModelError, PackedRows, pack_rows
 from pipeline.errors import UserError
-from pipeline.shards import ShardError, parse_sample
+from pipeline.shards import ShardError
+from train.consumed import BadSample, bad_samples_file, describe, own_rows, places_of, record
 from train.encode import encode_sample
+from train.jsonl import append_line
+from train.mixture import Place
+from train.reading import ShardReader
 from train.setup import RunSetup
-from train.stream import Position
+from train.stream import Position, Row, Step
+
+STATE_VERSION = 1
+_STEPS_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class StepBatch:
     """One rank's part of a global batch."""
 
+    step: int
+    """Of the run, from 1."""
     at: Position
     num_samples: int
     num_tokens: int
@@ -32,92 +41,169 @@ class StepBatch:
     """Of this rank's samples."""
 
 
-@dataclass
+def stream_state(setup: RunSetup, step: int, position: Position) -> dict[str, int | str]:
+    """All that a stream needs to go on, on any number of processes: plain numbers, ready for JSON."""
+    return {
+        "version": STATE_VERSION,
+        "fingerprint": setup.fingerprint,
+        "seed": setup.job.seed,
+        "lanes": setup.stream.lanes,
+        "step": step,
+        "segment": position.segment,
+        "row": position.row,
+    }
+
+
 class Loader:
-    """Reads, decodes and packs the rows of one rank's lanes."""
+    """Reads, decodes and packs the rows of one rank's lanes; goes on where its state says."""
 
-    setup: RunSetup
-    bad_samples_file: Path
-    rank: int = 0
-    world_size: int = 1
-    wait_s: float = 0.0
-    """Time the trainer has waited for data so far."""
-    num_bad_samples: int = field(default=0, init=False)
+    def __init__(self, setup: RunSetup, run_dir: Path, rank: int = 0, world_size: int = 1) -> None:
+        """Args:
+        setup: What is read.
+        run_dir: Where it is written down what was delivered, and what was bad.
+        rank: Of this process, which owns every `world_size`-th part of the lanes.
+        world_size: Divides the lanes.
+        """
+        self.wait_s = 0.0
+        """Time the trainer has waited for data so far."""
+        self.num_bad_samples = 0
+        self._setup, self._spec, self._stream, self._sources = setup, setup.job.train, setup.stream, setup.sources
+        self._run_dir, self._rank, self._world_size = run_dir, rank, world_size
+        self._readers = [ShardReader(self._spec.reading) for _ in setup.sources]  # one each, to count for each
+        self._position, self._num_steps = Position(), 0
+        self._is_iterating = False
+        self._bad_samples_lock = threading.Lock()
 
-    def __post_init__(self) -> None:
-        self.spec, self.stream, self.samples = self.setup.job.train, self.setup.stream, self.setup.samples
+    def state_dict(self) -> dict[str, int | str]:
+        """Where the stream stands after the batch that was handed out last."""
+        return stream_state(self._setup, self._num_steps, self._position)
 
-    def steps(self, start: Position) -> Generator[StepBatch, None, None]:
-        """The batches from a position on, without end, with two steps prepared ahead."""
-        with ThreadPoolExecutor(self.spec.threads, thread_name_prefix="loader") as pool:
-            ahead: deque[tuple[Position, list[Future[PackedRows]]]] = deque()
-            at = start
+    def load_state_dict(self, state: Mapping[str, int | str]) -> None:
+        """Go on from a state, taken on whatever number of processes. Before the iteration begins.
+
+        Raises:
+            UserError: It is of another version, stream, seed or number of lanes (the key is named).
+            RuntimeError: Batches are being taken already.
+        """
+        if self._is_iterating:
+            raise RuntimeError("the stream's state must be loaded before the first batch is taken")
+        for key, value in self.state_dict().items():
+            if key not in ("step", "segment", "row") and state.get(key) != value:
+                raise UserError(
+                    f"the state belongs to another stream: its {key} is {state.get(key)}, this one's {value}",
+                    why="datasets, weights, tokenizer, image size, row_tokens, lanes and seed must be as they were",
+                    next_step="restore them, or train under another name with --set name=NAME",
+                )
+        self._position = Position(int(state["segment"]), int(state["row"]))
+        self._num_steps = int(state["step"])
+
+    def passes(self) -> dict[str, float]:
+        """How often each source has been read so far."""
+        passes = self._stream.passes(self._position)
+        return {source.name: number for source, number in zip(self._sources, passes, strict=True)}
+
+    def bytes_read(self) -> dict[str, dict[str, int]]:
+        """What was read of each source since the start; see `ShardReader.counters`."""
+        return {source.name: reader.counters() for source, reader in zip(self._sources, self._readers, strict=True)}
+
+    def __iter__(self) -> Generator[StepBatch, None, None]:
+        """The batches from the state on, without end, with two steps prepared ahead."""
+        if self._is_iterating:
+            raise RuntimeError("another iteration over this loader has begun; close it first")
+        self._is_iterating = True
+        began = time.perf_counter()
+        ahead: deque[tuple[Step, list[Future[PackedRows]]]] = deque()
+        with (
+            ThreadPoolExecutor(self._spec.threads, thread_name_prefix="loader") as pool,
+            ThreadPoolExecutor(1, thread_name_prefix="planner") as planner,
+        ):
             try:
+                at, planned = self._position, -1
                 while True:
-                    while len(ahead) < 3:
-                        ahead.append((at, [pool.submit(self._load, rows, at.epoch) for rows in self._micro_rows(at)]))
-                        at = self.stream.after(at)
-                    position, futures = ahead.popleft()
-                    began = time.perf_counter()
-                    batches = [future.result() for future in futures]
+                    while len(ahead) <= _STEPS_AHEAD:
+                        step, number = self._stream.step(at), self._num_steps + len(ahead) + 1
+                        ahead.append((step, [pool.submit(self._load, rows, number) for rows in self._micro_rows(step)]))
+                        if step.after.segment != planned:  # a step shall not wait for the plan of the next segment
+                            planned = step.after.segment
+                            planner.submit(self._stream.segment, planned + 1)
+                        at = step.after
+                    step, futures = ahead.popleft()
+                    batch = self._step_batch(step, [future.result() for future in futures])
                     self.wait_s += time.perf_counter() - began
-                    yield self._step_batch(position, batches)
+                    yield batch
+                    began = time.perf_counter()
             finally:
                 for _, futures in ahead:
                     for future in futures:
                         future.cancel()
+                for reader in self._readers:
+                    reader.close()
+                self._is_iterating = False
 
-    def _own_rows(self, at: Position) -> list[list[int]]:
-        per_rank = self.stream.lanes // self.world_size
-        return self.stream.step_rows(at)[self.rank * per_rank : (self.rank + 1) * per_rank]
-
-    def _micro_rows(self, at: Position) -> list[list[list[int]]]:
-        rows = self._own_rows(at)
-        size = self.spec.micro_rows
+    def _micro_rows(self, step: Step) -> list[list[Row]]:
+        rows = own_rows(step, self._rank, self._world_size)
+        size = self._spec.micro_rows
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def _step_batch(self, at: Position, batches: list[PackedRows]) -> StepBatch:
-        batch = [sample for row in self.stream.step_rows(at) for sample in row]
-        num_tokens = int(self.stream.tokens_at(at.epoch)[batch].sum())
-        flops = int(self.setup.costs_at(at.epoch).flops_N[batch].sum())
-        keys = [self.samples.keys[sample] for row in self._own_rows(at) for sample in row]
-        first_lane = self.rank * (self.stream.lanes // self.world_size)
-        return StepBatch(at, len(batch), num_tokens, flops, first_lane, batches, keys)
+    def _step_batch(self, step: Step, batches: list[PackedRows]) -> StepBatch:
+        """Hand a step over: from here on it is part of the state."""
+        self._position, self._num_steps = step.after, self._num_steps + 1
+        places = list(places_of(self._sources, own_rows(step, self._rank, self._world_size)))
+        record(self._run_dir, self._rank, describe(step.at, self._num_steps, self._world_size, places))
+        return StepBatch(
+            step=self._num_steps,
+            at=step.at,
+            num_samples=step.num_samples,
+            num_tokens=sum(int(row.costs.tokens_N.sum()) for row in step.rows),
+            flops=sum(int(row.costs.flops_N.sum()) for row in step.rows),
+            first_lane=self._rank * (self._stream.lanes // self._world_size),
+            micro_batches=batches,
+            keys=[key for _, _, key in places],
+        )
 
-    def _load(self, rows: list[list[int]], epoch: int) -> PackedRows:
-        encoded = [[one for sample in row if (one := self._encode(sample, epoch)) is not None] for row in rows]
-        return pack_rows(encoded, self.stream.row_tokens)
+    def _load(self, rows: list[Row], step: int) -> PackedRows:
+        encoded = []
+        for row in rows:
+            planned = zip(row.places, row.costs.tokens_N.tolist(), strict=True)
+            found = (self._encode(place, num_tokens, step) for place, num_tokens in planned)
+            encoded.append([one for one in found if one is not None])
+        return pack_rows(encoded, self._stream.row_tokens)
 
-    def _encode(self, sample: int, epoch: int) -> EncodedSample | None:
+    def _encode(self, place: Place, num_tokens: int, step: int) -> EncodedSample | None:
         """A sample's tokens; None for one that cannot be read, which leaves its place in the plan empty."""
+        setup, dataset = self._setup, self._sources[place.source].dataset
+        shard = dataset.shard(place.shard)
+        key = shard.keys[place.row].as_py()
         try:
-            stored = parse_sample(self.samples.read(sample))
-            if stored.key != self.samples.keys[sample]:
+            offset, size = int(shard.offset_n[place.row]), int(shard.size_n[place.row])
+            store, name = dataset.store.locate(shard.path)
+            stored = dataset.parse(self._readers[place.source].read(store, name, offset, size, shard.sha256))
+            if stored.key != key:
                 raise ShardError(f"the tar has key {stored.key} here")
-            stored = self.setup.captions.apply(stored, sample, epoch)
-            encoded = encode_sample(stored, self.setup.processor, self.setup.tokenizer, self.spec.max_caption_tokens)
+            stored = setup.captions.apply(stored, place.number)
+            encoded = encode_sample(stored, setup.processor, setup.tokenizer, self._spec.max_caption_tokens)
         except (ShardError, ModelError, OSError) as error:
-            self._record_bad(sample, error)
+            source = self._sources[place.source].name
+            self._record_bad(BadSample(step, source, dataset.store.root, shard.path, key, str(error)))
             return None
-        planned = self.stream.tokens_at(epoch)[sample]
-        if encoded.num_tokens != planned:
+        if encoded.num_tokens != num_tokens:
             raise UserError(
-                f"a sample has {encoded.num_tokens} tokens, {planned} were planned",
-                where=self.samples.place(sample),
+                f"a sample has {encoded.num_tokens} tokens, {num_tokens} were planned",
+                where=self._sources[place.source].place(place.shard, place.row),
                 why="the shards or the tokenizer have changed since the captions were counted",
-                next_step="run: genlip tokenizer RECIPE",
+                next_step="delete the dataset's lengths folders, then run: genlip tokenizer RECIPE",
             )
         return encoded
 
-    def _record_bad(self, sample: int, error: Exception) -> None:
-        self.num_bad_samples += 1
-        entry = {"place": self.samples.place(sample), "error": str(error)}
-        with self.bad_samples_file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
-        if self.num_bad_samples > self.spec.max_bad_samples:
+    def _record_bad(self, bad: BadSample) -> None:
+        with self._bad_samples_lock:
+            self.num_bad_samples = number = self.num_bad_samples + 1
+            append_line(bad_samples_file(self._run_dir, self._rank), asdict(bad))
+        if number > self._spec.max_bad_samples:
             raise UserError(
-                f"{self.num_bad_samples} samples could not be read",
-                where=str(self.bad_samples_file),
-                why=f"the last: {entry['place']}: {error}",
-                next_step="run: genlip ingest RECIPE for a new store, or raise train.max_bad_samples",
+                f"{number} samples could not be read",
+                where=str(bad_samples_file(self._run_dir, self._rank)),
+                why=f"the last: {bad.shard} key {bad.key}: {bad.reason}",
+                next_step="make the shards again under another name: genlip curate RECIPE; or raise"
+                " train.max_bad_samples",
             )

@@ -4,7 +4,6 @@ import math
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def fit(
 
     Args:
         engine: From `build_engine`, restored to `state`.
-        loader: This rank's data.
+        loader: This rank's data, with `state.stream` loaded.
         state: Where to begin.
         spec: Schedule, batch, checkpoints.
         ranks: This process's place.
@@ -48,26 +47,24 @@ def fit(
         processor: Exported with each checkpoint.
         seed: Of DropPath.
         on_log: Called on the first rank with each logged step.
+
+    Raises:
+        RuntimeError: The loader stands elsewhere than the state.
     """
+    if state.step and loader.state_dict() != state.stream:
+        raise RuntimeError("the checkpoint's stream state was not loaded into the loader")
 
     def save(state: TrainState) -> None:
         save_checkpoint(engine, state, run_dir, ranks, tokenizer, processor, spec.checkpoint.keep_last)
 
     meter = _Meter(loader, spec.length, state.samples_seen)
-    steps = loader.steps(state.position)
+    steps = iter(loader)
     while state.samples_seen < spec.length:
         batch = next(steps)
         lr = learning_rate(state.samples_seen, spec.length, spec.optim)
         loss = train_step(engine, batch, lr, ranks, seed * 1_000_003 + state.step)
         before = state
-        after = loader.stream.after(batch.at)
-        state = replace(
-            state,
-            step=state.step + 1,
-            samples_seen=state.samples_seen + batch.num_samples,
-            epoch=after.epoch,
-            step_in_epoch=after.step,
-        )
+        state = TrainState(state.step + 1, state.samples_seen + batch.num_samples, loader.state_dict())
         done = state.samples_seen >= spec.length
         meter.add(batch)
         if state.step % spec.log_every == 0 or done:
@@ -117,7 +114,7 @@ def train_step(engine: Any, batch: StepBatch, lr: float, ranks: Ranks, seed: int
 def _refuse_non_finite(total: torch.Tensor, batch: StepBatch) -> None:
     if not math.isfinite(float(total)):
         raise UserError(
-            f"the loss is {float(total)} at epoch {batch.at.epoch}, step {batch.at.step}; the step was not taken",
+            f"the loss is {float(total)} at step {batch.step:,}; the step was not taken",
             why=f"samples on this rank: {', '.join(batch.keys[:20])}",
             next_step="lower train.optim.lr, or look at these samples; the last checkpoint is intact",
         )
@@ -150,13 +147,14 @@ class _Meter:
         metrics = StepMetrics(
             step=state.step,
             samples=state.samples_seen,
-            epoch=state.epoch,
+            passes=self._loader.passes(),
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
             samples_per_s=self._samples / elapsed_s,
             tokens_per_s=self._tokens / elapsed_s,
             flops_per_s=self._flops / elapsed_s,
+            read=self._loader.bytes_read(),
             data_wait=(self._loader.wait_s - self._wait_before_s) / elapsed_s,
             memory_gib=_memory_gib(),
             eta_s=max(0, self._length - state.samples_seen) / rate,

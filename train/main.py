@@ -34,10 +34,12 @@ def run_training(run_dir: Path, on_log: OnLog = lambda metrics: None) -> TrainSt
     model.init_weights(job.seed)
     model.gradient_checkpointing = spec.gradient_checkpointing
     engine = build_engine(model, spec, ranks.world_size)
-    state = load_checkpoint(engine, run_dir, ranks, setup.samples.fingerprint())
+    state = load_checkpoint(engine, run_dir, ranks)
+    loader = Loader(setup, run_dir, ranks.rank, ranks.world_size)
+    if state.stream:
+        loader.load_state_dict(state.stream)
     if ranks.is_first:
         forget_after(run_dir, state.step)
-    loader = Loader(setup, run_dir / f"bad-samples-{ranks.rank}.jsonl", ranks.rank, ranks.world_size)
 
     def log(metrics: StepMetrics) -> None:
         log_metrics(run_dir, metrics)

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from train.jsonl import append_line, read_lines
+
 METRICS = "metrics.jsonl"
 
 
@@ -14,7 +16,8 @@ class StepMetrics:
 
     step: int
     samples: int
-    epoch: int
+    passes: dict[str, float]
+    """How often each source has been read."""
     loss: float
     """Nats per labelled token of the global batch."""
     grad_norm: float
@@ -26,23 +29,20 @@ class StepMetrics:
     """Model FLOPs of this batch, all processes, by the formula of `model.flops_per_sample`."""
     data_wait: float
     """Share of the time in which the first process waited for data."""
+    read: dict[str, dict[str, int]]
+    """What the first process has read of each source, by `ShardReader.counters`."""
     memory_gib: float
     """Largest so far: of the device, or of the process where there is no GPU."""
     eta_s: float
 
 
 def log_metrics(run_dir: Path, metrics: StepMetrics) -> None:
-    with (run_dir / METRICS).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(metrics)) + "\n")
+    append_line(run_dir / METRICS, asdict(metrics))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All logged steps, in order; a last line that a kill cut short is left out."""
-    path = run_dir / METRICS
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_lines(run_dir / METRICS)
 
 
 def forget_after(run_dir: Path, step: int) -> None:
@@ -55,8 +55,10 @@ def forget_after(run_dir: Path, step: int) -> None:
 
 def render(metrics: StepMetrics, length: int) -> str:
     """The line of the log."""
+    passes = ", ".join(f"{name} {number:.2f}" for name, number in metrics.passes.items())
     return (
         f"step {metrics.step:,} · samples {metrics.samples:,}/{length:,} ({metrics.samples / length:.1%})"
+        f" · passes {passes}"
         f" · loss {metrics.loss:.4f} · gnorm {metrics.grad_norm:.2f} · lr {metrics.lr:.2e}"
         f" · {metrics.samples_per_s:,.1f} samples/s · {metrics.flops_per_s / 1e12:.3f} TFLOP/s"
         f" · data-wait {metrics.data_wait:.1%} · mem {metrics.memory_gib:.2f} GiB · eta {metrics.eta_s:,.0f} s"

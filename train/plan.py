@@ -1,9 +1,43 @@
 """Every derived number of a training run, with its arithmetic, before anything starts."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
 
 from model import count_parameters
+from train.loader import stream_state
+from train.order import shuffle_quality
 from train.setup import RunSetup, check_world_size
+from train.stream import Position, Stream
+
+_SEGMENTS_LOOKED_AT = 4
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Means:
+    """Of the first segments of a run, which stand for the others."""
+
+    num_rows: int
+    num_samples: int
+    tokens: float
+    """These three of a sample."""
+    patches: float
+    flops: float
+
+
+def measure(stream: Stream) -> Means:
+    """Plan a few segments; of a small dataset this is all of its first pass."""
+    segments = [stream.segment(number) for number in range(_SEGMENTS_LOOKED_AT)]
+
+    def mean(name: str) -> float:
+        return float(np.mean(np.concatenate([getattr(segment.costs, name) for segment in segments])))
+
+    num_rows = sum(len(segment.rows) for segment in segments)
+    num_samples = sum(len(segment.places) for segment in segments)
+    return Means(num_rows, num_samples, mean("tokens_N"), mean("patches_N"), mean("flops_N"))
 
 
 def plan_lines(setup: RunSetup, world_size: int) -> list[str]:
@@ -12,37 +46,62 @@ def plan_lines(setup: RunSetup, world_size: int) -> list[str]:
     Raises:
         UserError: The lanes cannot be dealt to that many processes.
     """
-    spec, config, costs = setup.job.train, setup.config, setup.costs_at(0)
+    spec, config = setup.job.train, setup.config
     check_world_size(spec.lanes, spec.micro_rows, world_size)
-    num_samples, tokens = len(setup.samples), int(costs.tokens_N.sum())
-    tokens_per_sample, flops_per_sample = tokens / num_samples, float(costs.flops_N.mean())
-    steps_per_epoch = setup.stream.num_steps(0)
-    samples_per_step = num_samples / steps_per_epoch
-    num_steps = spec.length / samples_per_step
+    means = measure(setup.stream)
+    samples_per_step = means.num_samples / means.num_rows * spec.lanes
     accumulation = spec.lanes // (world_size * spec.micro_rows)
-    text_tokens = tokens_per_sample - float(costs.patches_N.mean())
     return [
         f"model      {setup.job.model.preset}: {config.num_hidden_layers} layers × {config.hidden_size} wide,"
         f" {count_parameters(config):,} parameters with a vocabulary of {config.vocab_size:,}",
-        f"sample     {float(costs.patches_N.mean()):.1f} image + {text_tokens:.1f} text tokens"
-        f" = {tokens_per_sample:.1f} tokens (mean)",
+        *_source_lines(setup),
+        f"sample     {means.patches:.1f} image + {means.tokens - means.patches:.1f} text tokens = {means.tokens:.1f}"
+        f" tokens (mean of the first {means.num_samples:,})",
         *_caption_lines(spec.captions),
-        f"epoch      {num_samples:,} samples × {tokens_per_sample:.1f} tokens = {tokens:,} tokens,"
-        f" packed into rows of {spec.row_tokens:,}: {setup.stream.fill(0):.2%} full",
+        f"rows       {means.num_samples:,} samples × {means.tokens:.1f} tokens ÷ {means.num_rows:,} rows of"
+        f" {spec.row_tokens:,} tokens: {_fill(means, spec.row_tokens):.2%} full",
         f"step       {spec.lanes} lanes × {spec.row_tokens:,} tokens = {spec.lanes * spec.row_tokens:,} tokens"
         f" ≈ {samples_per_step:.1f} samples",
         f"processes  {spec.lanes} lanes = {world_size} processes × {spec.micro_rows} rows"
         f" × {accumulation} accumulated; ZeRO stage {spec.zero_stage}, {spec.precision}",
-        f"length     {spec.length:,} samples ÷ {num_samples:,} = {spec.length / num_samples:.2f} epochs;"
-        f" ÷ {samples_per_step:.1f} ≈ {num_steps:,.0f} steps",
+        f"length     {spec.length:,} samples ÷ {samples_per_step:.1f} ≈ {spec.length / samples_per_step:,.0f} steps",
         f"warm-up    {spec.optim.warmup:,} samples ÷ {samples_per_step:.1f}"
         f" ≈ {spec.optim.warmup / samples_per_step:,.0f} steps, to lr {spec.optim.lr:g}; then cosine to"
         f" {spec.optim.min_lr:g}",
-        f"compute    {spec.length:,} samples × {flops_per_sample / 1e9:.2f} GFLOP"
-        f" = {spec.length * flops_per_sample:.3g} FLOP (forward + backward, labelled-only head)",
+        f"compute    {spec.length:,} samples × {means.flops / 1e9:.2f} GFLOP"
+        f" = {spec.length * means.flops:.3g} FLOP (forward + backward, labelled-only head)",
         f"checkpoint every {spec.checkpoint.every:,} samples"
         f" ≈ {spec.checkpoint.every / samples_per_step:,.0f} steps, the last {spec.checkpoint.keep_last} kept",
+        *_state_lines(setup),
     ]
+
+
+def _fill(means: Means, row_tokens: int) -> float:
+    """Share of row space that holds tokens."""
+    return means.num_samples * means.tokens / (means.num_rows * row_tokens)
+
+
+def _source_lines(setup: RunSetup) -> list[str]:
+    """What is read, how often, and in how random an order."""
+    length, mixture = setup.job.train.length, setup.stream.mixture
+    lines = []
+    for number, (source, taken) in enumerate(zip(setup.sources, mixture.taken(length), strict=True)):
+        dataset = source.dataset
+        lines.append(
+            f"data       {source.name}: {dataset.num_samples:,} samples in {dataset.num_shards:,} shards;"
+            f" {taken:,} samples ÷ {dataset.num_samples:,} = {taken / dataset.num_samples:.2f} passes"
+        )
+        distinct, same = shuffle_quality(mixture.order(number, 0), 0, _BATCH)
+        lines.append(
+            f"order      {source.name}: blocks of {setup.job.train.block_shards} shards; {distinct:.1f} different"
+            f" shards in {_BATCH} samples, {same:.1%} of neighbours from the same shard"
+        )
+    return lines
+
+
+def _state_lines(setup: RunSetup) -> list[str]:
+    num_bytes = len(json.dumps(stream_state(setup, 0, Position())))
+    return [f"state      {num_bytes} bytes for the whole stream, on any number of processes"]
 
 
 def _caption_lines(shares: Mapping[str, float]) -> list[str]:
@@ -50,4 +109,4 @@ def _caption_lines(shares: Mapping[str, float]) -> list[str]:
     if len(shares) == 1:
         return []
     drawn = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    return [f"captions   {drawn}, drawn anew in each epoch; the numbers here are those of the first"]
+    return [f"captions   {drawn}, drawn anew in each pass"]

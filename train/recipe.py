@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.errors import UserError
+from train.reading import ReadingSpec
 
 RECIPE_FILE = "recipe.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -88,6 +89,26 @@ class CheckpointSpec(Section):
     keep_last: Annotated[int, Field(ge=1)] = 2
 
 
+class SourceSpec(Section):
+    """A dataset that is read beside others."""
+
+    store: str = ""
+    """Folder or URL; the run's own where it is empty."""
+    dataset: str
+    """Its name in the store."""
+    weight: Annotated[float, Field(ge=0)]
+    """Its share of the samples, in proportion to the other weights."""
+
+
+class PhaseSpec(Section):
+    """Other weights from some point of the run on."""
+
+    after: Annotated[Samples, Field(gt=0)]
+    """Samples seen before it; the change comes with the next segment of the plan, at most 65,536 samples later."""
+    weights: dict[str, Annotated[float, Field(ge=0)]]
+    """By source; one that is not named is not read."""
+
+
 class TrainSpec(Section):
     """How long, in which batches, at which precision."""
 
@@ -104,14 +125,21 @@ class TrainSpec(Section):
     captions: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Annotated[float, Field(gt=0, le=1)]] = {
         "caption": 1.0
     }
-    """Which of a sample's captions is read in an epoch: the probability of each, by the name of its column. Drawn anew
-    in each epoch; `caption` stands in where a sample lacks the one that was drawn."""
+    """Which of a sample's captions is read in a pass: the probability of each, by the name of its column. Drawn anew
+    in each pass; `caption` stands in where a sample lacks the one that was drawn."""
+    sources: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][\w.-]*$")], SourceSpec] = {}
+    """The datasets to mix, by names of your choice; the run's own shards alone where there are none."""
+    schedule: tuple[PhaseSpec, ...] = ()
+    """Changes of the weights."""
+    block_shards: Annotated[int, Field(ge=1)] = 32
+    """Shards whose samples are shuffled together: more mix better, fewer read a store more in sequence."""
     optim: OptimSpec = OptimSpec()
     zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
     gradient_checkpointing: bool = False
     threads: Annotated[int, Field(ge=1)] = 4
     """Decoding threads in each process."""
+    reading: ReadingSpec = ReadingSpec()
     max_bad_samples: Annotated[int, Field(ge=0)] = 100
     """Unreadable samples in one process after which the run stops."""
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -124,6 +152,19 @@ class TrainSpec(Section):
         if abs(sum(captions.values()) - 1) > 1e-6:
             raise ValueError(f"the probabilities must add up to 1, these to {sum(captions.values()):g}")
         return captions
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "TrainSpec":
+        shares = [{name: source.weight for name, source in self.sources.items()}]
+        shares += [phase.weights for phase in self.schedule]
+        if self.sources or self.schedule:
+            if unknown := {name for weights in shares for name in weights} - self.sources.keys():
+                raise ValueError(f"train.schedule names no source of train.sources: {', '.join(sorted(unknown))}")
+            if not all(sum(weights.values()) > 0 for weights in shares):
+                raise ValueError("at least one source must have a weight above 0")
+        if list(self.schedule) != sorted(self.schedule, key=lambda phase: phase.after):
+            raise ValueError("the phases of train.schedule must stand in order")
+        return self
 
 
 class EvalSpec(Section):

@@ -1,20 +1,19 @@
 """A run folder's job, put together: data, tokenizer, model shape and stream. Used to plan as well as to train."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from model import GenLIPConfig, ImageProcessor, Tokenizer, load_tokenizer
 from pipeline.errors import UserError
-from pipeline.store import Store
 from train.captions import CaptionChoice
-from train.encode import SampleCosts, build_processor, check_fits, sample_costs
+from train.costs import CostModel
+from train.encode import build_processor
+from train.mixture import Mixture
 from train.recipe import TOKENIZER_FOLDER, TrainJob
-from train.stream import SampleTable, Stream, read_caption_lengths, read_samples
+from train.sources import Source, make_mixture, open_sources, phases
+from train.stream import Position, Stream
 
 
 @dataclass(frozen=True)
@@ -25,51 +24,53 @@ class RunSetup:
     config: GenLIPConfig
     tokenizer: Tokenizer
     processor: ImageProcessor
-    samples: SampleTable
+    sources: list[Source]
     captions: CaptionChoice
-    costs_at: Callable[[int], SampleCosts]
-    """What each sample costs in an epoch, with the captions that it reads."""
     stream: Stream
+    fingerprint: str
+    """Of all that the order, the rows and their content follow from, but the seed and the lanes."""
 
 
 def set_up(run_dir: Path, job: TrainJob | None = None) -> RunSetup:
-    """Load what a run needs.
+    """Load what a run needs, and plan the first rows.
 
     Args:
         run_dir: Holds the tokenizer, and the recipe where no job is given.
         job: What to set up instead of the folder's recipe.
 
     Raises:
-        UserError: A step before it is missing (the message names it), or a sample does not fit into a row.
+        UserError: A step before it is missing (the message names it), or one of the first samples does not fit into a
+            row.
     """
     job = job or TrainJob.read(run_dir)
+    spec = job.train
     if not (run_dir / TOKENIZER_FOLDER).exists():
         raise UserError("this run has no tokenizer", where=str(run_dir), next_step="run: genlip tokenizer RECIPE")
     tokenizer = load_tokenizer(run_dir / TOKENIZER_FOLDER)
     config = GenLIPConfig.preset(job.model.preset, vocab_size=tokenizer.vocab_size)
     processor = build_processor(job.model, config.patch_size)
-    samples = read_samples(Store(job.store), job.shards.name)
-    spec, dataset = job.train, job.shards.name
-    captions = CaptionChoice(spec.captions, job.seed, samples.keys)
-    lengths_CN = np.stack(
-        [read_caption_lengths(samples, dataset, tokenizer.fingerprint, name) for name in captions.names]
-    )
+    captions = CaptionChoice(spec.captions, job.seed)
+    sources = open_sources(job, tokenizer.fingerprint, captions.names)
+    cost = CostModel(sources, captions, config, processor, tokenizer, spec.max_caption_tokens, spec.row_tokens)
+    mixture = make_mixture(sources, spec, job.seed)
+    stream = Stream(mixture, cost, spec.row_tokens, spec.lanes)
+    stream.step(Position())
+    fingerprint = _fingerprint(job, sources, mixture, tokenizer, config.patch_size)
+    return RunSetup(job, config, tokenizer, processor, sources, captions, stream, fingerprint)
 
-    def costs_of(caption_tokens_N: NDArray[np.int32]) -> SampleCosts:
-        return sample_costs(samples, caption_tokens_N, config, processor, tokenizer, spec.max_caption_tokens)
 
-    longest = costs_of(lengths_CN.max(axis=0))
-    check_fits(longest.tokens_N, spec.row_tokens)
-
-    @lru_cache(maxsize=2)
-    def costs_at(epoch: int) -> SampleCosts:
-        if captions.is_fixed:
-            return longest
-        return costs_of(np.take_along_axis(lengths_CN, captions.at(epoch)[None], axis=0)[0])
-
-    tokens_of = None if captions.is_fixed else lambda epoch: costs_at(epoch).tokens_N
-    stream = Stream(longest.tokens_N, spec.row_tokens, spec.lanes, job.seed, tokens_of)
-    return RunSetup(job, config, tokenizer, processor, samples, captions, costs_at, stream)
+def _fingerprint(job: TrainJob, sources: list[Source], mixture: Mixture, tokenizer: Tokenizer, patch_size: int) -> str:
+    spec = job.train
+    content = {
+        "datasets": [source.dataset.fingerprint for source in sources],
+        "phases": [asdict(phase) for phase in phases(spec)],
+        "order": [mixture.segment_samples, spec.block_shards],
+        "tokenizer": tokenizer.fingerprint,
+        "captions": [sorted(spec.captions.items()), spec.max_caption_tokens],
+        "image": job.model.model_dump(mode="json", exclude={"preset"}) | {"patch_size": patch_size},
+        "row_tokens": spec.row_tokens,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_world_size(lanes: int, micro_rows: int, world_size: int) -> None:

@@ -93,8 +93,8 @@ def read_prior_images(checkpoint: str, folder: str) -> tuple[bytes, ...]:
 
 
 def _training_images(model: Path) -> list[bytes]:
+    from train.dataset import index_name
     from train.recipe import RECIPE_FILE, TrainJob
-    from train.stream import index_name
 
     run_dir = next((parent for parent in model.parents if (parent / RECIPE_FILE).exists()), None)
     if run_dir is None:

@@ -122,9 +122,13 @@ def _prepare(row: dict[str, Any], members: bytes, captions: tuple[str, ...], che
 def _commit(
     store: Store, stem: str, kept: list[Kept], refused: list[dict[str, Any]], num_bytes: int, sha256: str
 ) -> None:
-    """Write the shard's row of the index, and in its metadata what was left out."""
     columns = {f"{one.name}s": [getattr(sample, one.name) for sample in kept] for one in fields(Kept)}
     entry = {"path": f"{stem}.tar", "num_samples": len(kept), "num_bytes": num_bytes, "sha256": sha256} | columns
+    write_commit(store, stem, entry, refused)
+
+
+def write_commit(store: Store, stem: str, entry: dict[str, Any], refused: list[dict[str, Any]]) -> None:
+    """Commit a shard: its row of the index, and rows of what was left out, as `read_commit` gives them back."""
     table = index_table([entry]).replace_schema_metadata({_METADATA: json.dumps({"refused": refused})})
     store.write_table(f"{stem}.parquet", table)
 

@@ -26,7 +26,6 @@ from tests.bench.harness import Metric, Result, find_peer, rounds
 from tests.bench.stream_store import SHARD_SAMPLES, make_run
 from train.loader import Loader
 from train.setup import RunSetup, set_up
-from train.stream import Position
 
 BATCH_SAMPLES = 64
 NUM_WARM_UP_BATCHES = 4
@@ -70,7 +69,7 @@ def run(arguments: Sequence[str]) -> list[Result]:
             metrics = [Metric(f"samples_per_s_{workers}", "samples/s", "higher")]
             if workers == NUM_WORKERS[-1]:
                 metrics.append(Metric("padding_share", "of token positions", "lower"))
-            read_ours = partial(_ours, setup, workers, Path(work) / "bad.jsonl")
+            read_ours = partial(_ours, setup, workers, Path(work))
             peer = find_peer("webdataset", partial(_measure, partial(_peer, setup, workers), workers, num_samples))
             results += rounds("stream", metrics, partial(_measure, read_ours, workers, num_samples), peer)
     return results
@@ -93,12 +92,11 @@ def _measure(read: Callable[[], Generator[Count, None, None]], workers: int, num
     }
 
 
-def _ours(setup: RunSetup, threads: int, bad_samples_file: Path) -> Generator[Count, None, None]:
+def _ours(setup: RunSetup, threads: int, folder: Path) -> Generator[Count, None, None]:
     """Packed rows, as the trainer takes them."""
     train = setup.job.train.model_copy(update={"max_bad_samples": 0, "threads": threads})
     setup = replace(setup, job=setup.job.model_copy(update={"train": train}))
-    loader = Loader(setup, bad_samples_file)
-    with closing(loader.steps(Position())) as steps:
+    with closing(iter(Loader(setup, folder))) as steps:
         for step in steps:
             sample_ids = [rows.sample_ids_BS for rows in step.micro_batches]
             num_padding = sum(int((ids < 0).sum()) for ids in sample_ids)
@@ -109,7 +107,8 @@ def _peer(setup: RunSetup, num_workers: int) -> Generator[Count, None, None]:
     """Padded batches from worker processes."""
     import webdataset as wds  # here, because its absence is reported and is no error
 
-    shards = [setup.samples.store.path(path) for path in setup.samples.shard_paths]
+    dataset = setup.sources[0].dataset
+    shards = [dataset.store.path(path) for path in dataset.paths.to_pylist()]
     encode = partial(_encode, setup.processor, setup.tokenizer, setup.job.train.max_caption_tokens)
     dataset = (
         wds.WebDataset(shards, shardshuffle=len(shards), seed=0)

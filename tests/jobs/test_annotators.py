@@ -38,10 +38,10 @@ from pipeline.annotate.annotator import Annotator, Batch, build_annotator
 from pipeline.annotate.columns import address, read_annotations, read_stored
 from pipeline.annotate.unit import annotate_unit
 from pipeline.errors import UserError
-from pipeline.shards import Sample, ShardWriter
+from pipeline.shards import Sample, ShardWriter, iter_samples
 from pipeline.store import Store
 from tests.stores import Stored, jpeg, make_store, noise
-from train.stream import index_name
+from train.dataset import index_name
 
 UNIT = "u00000000"
 WORDS = ("red", "green", "small", "tall", "boat", "house", "over", "under", "river", "lamp")
@@ -241,7 +241,8 @@ def test_tokens_are_counted_as_the_tokenizer_command_counts_them(loaded: LoadedM
     unit = read_stored(store, UNIT)
     found = read_annotations(store, address(tokens), unit).columns["tokens"]
     assert found.type == pa.int32()
-    assert found.to_pylist() == count_tokens(unit.raw, store, checkpoint)
+    with store.reading(unit.raw) as stream:
+        assert found.to_pylist() == count_tokens(iter_samples(stream), checkpoint)
     assert tokens.state() == loaded.tokenizer.fingerprint
 
 

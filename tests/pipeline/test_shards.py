@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.shards import INDEX_SCHEMA, Sample, ShardError, ShardWriter, index_table, iter_samples, parse_sample
+from pipeline.shards import (
+    INDEX_SCHEMA,
+    NoCaption,
+    Sample,
+    ShardError,
+    ShardWriter,
+    index_table,
+    iter_samples,
+    parse_sample,
+)
 
 KEYS = st.text("0123456789abcdef", min_size=20, max_size=20)
 VALUES = st.one_of(st.text(), st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False))
@@ -126,26 +136,44 @@ def test_the_range_of_two_samples_is_an_error() -> None:
         parse_sample(tar[: places[2][0]])
 
 
-@pytest.mark.parametrize("name", ["00.txt", "00.json", "00.jpg"])
-def test_a_missing_member_is_named(name: str) -> None:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for other in {"00.txt", "00.json", "00.jpg"} - {name}:
-            tar.addfile(tarfile.TarInfo(other))
-    with pytest.raises(ShardError, match=f"lacks .*{name.partition('.')[2]}"):
-        _read(stream.getvalue())
+@pytest.mark.parametrize(("name", "what"), [("00.txt", "txt"), ("00.jpg", "image")])
+def test_a_missing_member_is_named(name: str, what: str) -> None:
+    with pytest.raises(ShardError, match=f"lacks .*{what}"):
+        _read(_tar_of({"00.txt": b"a", "00.json": b"{}", "00.jpg": b""} | {name: None}))
 
 
-@pytest.mark.parametrize(("txt", "meta"), [(b"\xff", b"{}"), (b"a cat", b"{")])
+@pytest.mark.parametrize(("txt", "meta"), [(b"\xff", b"{}"), (b"a cat", b"{"), (b"a cat", b"[]")])
 def test_a_caption_or_json_that_is_none_names_the_sample(txt: bytes, meta: bytes) -> None:
+    with pytest.raises(ShardError, match="sample 00"):
+        _read(_tar_of({"00.jpg": b"", "00.txt": txt, "00.json": meta}))
+
+
+# ---------------------------------------------------------------- tars of others
+
+
+def _tar_of(members: Mapping[str, bytes | None]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
-        for extension, body in (("jpg", b""), ("txt", txt), ("json", meta)):
-            info = tarfile.TarInfo(f"00.{extension}")
-            info.size = len(body)
-            tar.addfile(info, io.BytesIO(body))
-    with pytest.raises(ShardError, match="sample 00"):
-        _read(stream.getvalue())
+        for name, body in members.items():
+            if body is not None:
+                info = tarfile.TarInfo(name)
+                info.size = len(body)
+                tar.addfile(info, io.BytesIO(body))
+    return stream.getvalue()
+
+
+def test_further_members_upper_case_and_a_missing_json_do_not_matter() -> None:
+    tar = _tar_of({"v1.0/00.cls": b"7", "v1.0/00.JPEG": b"image", "v1.0/00.pyd": b"\x80", "v1.0/00.TXT": b"a cat"})
+    assert _read(tar) == [Sample("v1.0/00", b"image", "a cat", {}, "jpeg")]
+
+
+def test_the_caption_may_stand_in_a_field_of_the_json() -> None:
+    tar = _tar_of({"00.png": b"image", "00.txt": b"short", "00.json": b'{"long": "longer", "n": 1}'})
+    meta = {"long": "longer", "n": 1}
+    assert list(iter_samples(io.BytesIO(tar), "json:long")) == [Sample("00", b"image", "longer", meta, "png")]
+    for field in ("n", "absent"):
+        with pytest.raises(NoCaption, match=f"lacks json:{field}"):
+            list(iter_samples(io.BytesIO(tar), f"json:{field}"))
 
 
 def test_the_index_has_its_schema_and_refuses_a_wrong_type() -> None:

@@ -44,6 +44,32 @@ def test_what_is_written_is_read(store: Store) -> None:
     assert store.read("raw/a.tar") == b"new"
 
 
+@pytest.mark.parametrize("elsewhere", ["folder", "memory"])
+def test_a_path_or_url_of_another_place_is_read_there(store: Store, tmp_path: Path, elsewhere: str) -> None:
+    other = Store(str(tmp_path / "other.1") if elsewhere == "folder" else f"memory://{tmp_path.name}-other")
+    other.write("x/a.tar", b"0123456789")
+    name = f"{other.root}/x/a.tar"
+    assert store.path(name) == other.path("x/a.tar")
+    assert store.exists(name)
+    assert store.read(name) == b"0123456789"
+    assert store.read_range(name, 3, 4) == b"3456"
+    assert store.read_ranges(name, [(8, 2), (0, 1)]) == [b"89", b"0"]
+    found, name_there = store.locate(name)
+    assert (found.is_local, found.read(name_there)) == (other.is_local, b"0123456789")
+    assert store.locate("x/a.tar") == (store, "x/a.tar")
+    assert not store.exists("x/a.tar")
+
+
+def test_a_file_of_another_place_is_neither_written_nor_deleted(store: Store, tmp_path: Path) -> None:
+    theirs = tmp_path / "a.tar"
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(ValueError, match="not a file of this store"):
+        store.write(str(theirs), b"ours")
+    with pytest.raises(ValueError, match="not a file of this store"):
+        store.remove(str(theirs))
+    assert theirs.read_bytes() == b"theirs"
+
+
 def test_tables_and_json_come_back(store: Store) -> None:
     table = pa.table({"n": [1, 2], "text": ["a", None]})
     store.write_table("ledger/u.parquet", table)

@@ -1,7 +1,9 @@
 """Several captions per image: the choice is as declared, the same for everybody, and the plan knows its lengths."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,18 +18,23 @@ from jobs.recipe import Recipe
 from jobs.tokenizer import make_tokenizer
 from model import Tokenizer
 from pipeline.errors import UserError
-from pipeline.shards import Sample, ShardWriter, index_table, parse_sample
+from pipeline.shards import Sample, ShardWriter, index_table
 from pipeline.store import Store
 from tests.stores import noise
-from train.captions import CaptionChoice, caption_of
+from train.captions import CaptionChoice, caption_of, key_digests
+from train.dataset import first_samples, index_name, shard_file
+from train.lengths import lengths_file, lengths_folder, write_lengths
 from train.loader import Loader, StepBatch
 from train.plan import plan_lines
 from train.setup import RunSetup, set_up
-from train.stream import Position, index_name, lengths_name
+from train.stream import Position
 
 MIX = {"caption": 0.3, "recaption": 0.7}
 WITH_MIX = "train.captions={caption: 0.3, recaption: 0.7}"
 KEYS = [f"{number:020x}" for number in range(20_000)]
+DIGESTS = key_digests(KEYS)
+State = dict[str, int | str] | None
+Lines = tuple[list[str], dict[str, int | str]]
 NUM_SHARDS, SHARD_SAMPLES = 2, 40
 
 
@@ -40,7 +47,7 @@ def stored(number: int) -> Sample:
 def write_dataset(store: Store, dataset: str) -> None:
     rows = []
     for shard in range(NUM_SHARDS):
-        path = f"shards/{dataset}/{shard:06d}.tar"
+        path = f"shards/{dataset}/shard-{shard:06d}.tar"
         samples = [stored(shard * SHARD_SAMPLES + number) for number in range(SHARD_SAMPLES)]
         with store.writing(path) as stream:
             writer = ShardWriter(stream)
@@ -59,6 +66,7 @@ def write_dataset(store: Store, dataset: str) -> None:
                 "heights": [24] * len(samples),
             }
         )
+        store.write_table(shard_file(dataset, shard), index_table(rows[-1:]))
     store.write_table(index_name(dataset), index_table(rows))
 
 
@@ -88,84 +96,91 @@ def texts_read(batch: StepBatch, tokenizer: Tokenizer) -> Iterator[tuple[str, st
     return zip(batch.keys, texts, strict=True)
 
 
-def read(setup: RunSetup, folder: Path, start: Position, steps: int, rank: int = 0, world_size: int = 1) -> list[str]:
-    """`epoch.step key caption` of every sample of some steps."""
-    loader = Loader(setup, folder / "bad.jsonl", rank, world_size)
-    return [
-        f"{batch.at.epoch}.{batch.at.step} {key} {text}"
-        for batch in islice(loader.steps(start), steps)
-        for key, text in texts_read(batch, setup.tokenizer)
-    ]
+def read(setup: RunSetup, folder: Path, steps: int, state: State = None, rank: int = 0, world_size: int = 1) -> Lines:
+    """`step key caption` of every sample of some steps, and the state after them."""
+    loader = Loader(setup, folder, rank, world_size)
+    if state:
+        loader.load_state_dict(state)
+    with closing(iter(loader)) as batches:
+        found = [
+            f"{batch.step} {key} {text}"
+            for batch in islice(batches, steps)
+            for key, text in texts_read(batch, setup.tokenizer)
+        ]
+    return found, loader.state_dict()
 
 
-def two_epochs(setup: RunSetup) -> int:
-    return setup.stream.num_steps(0) + setup.stream.num_steps(1)
+def two_passes(setup: RunSetup) -> int:
+    """Steps that have two passes in them, and the beginning of the third."""
+    num_rows = sum(len(setup.stream.segment(number).rows) for number in (0, 1))
+    return -(-num_rows // setup.stream.lanes)
 
 
 @pytest.mark.parametrize("shares", [MIX, {"caption": 0.05, "a": 0.25, "b": 0.7}])
 def test_captions_are_chosen_as_often_as_declared(shares: dict[str, float]) -> None:
-    choice = CaptionChoice(shares, 7, KEYS)
-    for epoch in (0, 1, 1000):
+    choice = CaptionChoice(shares, 7)
+    for number in (0, 1, 1000):
         for index, name in enumerate(choice.names):
-            share = float(np.mean(choice.at(epoch) == index))
+            share = float(np.mean(choice.at(number, DIGESTS) == index))
             assert share == pytest.approx(shares[name], abs=5 * np.sqrt(shares[name] * (1 - shares[name]) / len(KEYS)))
 
 
-def test_epochs_and_seeds_choose_independently() -> None:
-    chosen = [CaptionChoice(MIX, seed, KEYS).at(epoch) for seed in (0, 1) for epoch in (0, 1)]
+def test_passes_and_seeds_choose_independently() -> None:
+    chosen = [CaptionChoice(MIX, seed).at(number, DIGESTS) for seed in (0, 1) for number in (0, 1)]
     for number, one in enumerate(chosen):
         for other in chosen[:number]:
             assert float(np.mean((one == 1) & (other == 1))) == pytest.approx(0.49, abs=0.02)
 
 
 @given(st.lists(st.sampled_from(KEYS[:200]), min_size=1, max_size=30), st.integers(0, 2**40), st.integers(0, 100))
-def test_a_choice_depends_on_seed_epoch_and_key_alone(keys: list[str], seed: int, epoch: int) -> None:
-    among_all = dict(zip(KEYS[:200], CaptionChoice(MIX, seed, KEYS[:200]).at(epoch).tolist(), strict=True))
-    backwards = dict(reversed(MIX.items()))
-    assert CaptionChoice(backwards, seed, keys).at(epoch).tolist() == [among_all[key] for key in keys]
+def test_a_choice_depends_on_seed_pass_and_key_alone(keys: list[str], seed: int, number: int) -> None:
+    among_all = dict(zip(KEYS[:200], CaptionChoice(MIX, seed).at(number, DIGESTS[:200]).tolist(), strict=True))
+    backwards = CaptionChoice(dict(reversed(MIX.items())), seed)
+    assert backwards.at(number, key_digests(keys)).tolist() == [among_all[key] for key in keys]
 
 
 def test_the_choice_is_the_same_in_the_next_version() -> None:
-    choice = CaptionChoice(MIX, 42, KEYS[:24])
-    assert "".join(map(str, choice.at(0))) == "110101100101111111111110"
-    assert "".join(map(str, choice.at(1))) == "011110011101011111011111"
+    choice = CaptionChoice(MIX, 42)
+    assert "".join(map(str, choice.at(0, DIGESTS[:24]))) == "110101100101111111111110"
+    assert "".join(map(str, choice.at(1, DIGESTS[:24]))) == "011110011101011111011111"
 
 
 @pytest.mark.ray
-def test_each_epoch_reads_the_chosen_captions_and_what_a_sample_lacks_is_replaced(
+def test_each_pass_reads_the_chosen_captions_and_what_a_sample_lacks_is_replaced(
     setup: RunSetup, tmp_path: Path
 ) -> None:
     expected = set()
-    for epoch in (0, 1):
-        for number, index in enumerate(setup.captions.at(epoch)):
-            sample = stored(number)
-            text = caption_of(sample, setup.captions.names[index]) or sample.caption
-            expected.add(f"{epoch} {sample.key} {text.strip()}")
-    found = read(setup, tmp_path, Position(), two_epochs(setup))
-    assert {f"{line[0]} {line.split(' ', 1)[1]}" for line in found} == expected
-    assert len(found) == 2 * NUM_SHARDS * SHARD_SAMPLES
+    for number in (0, 1):
+        for sample in map(stored, range(NUM_SHARDS * SHARD_SAMPLES)):
+            name = setup.captions.names[setup.captions.at(number, key_digests([sample.key]))[0]]
+            expected.add(f"{sample.key} {(caption_of(sample, name) or sample.caption).strip()}")
+    found, _ = read(setup, tmp_path, two_passes(setup))
+    in_two_passes = [line.split(" ", 1)[1] for line in found][: 2 * NUM_SHARDS * SHARD_SAMPLES]
+    assert set(in_two_passes) == expected
+    assert set(Counter(line.split(" ")[0] for line in in_two_passes).values()) == {2}
 
 
 @pytest.mark.ray
 def test_two_processes_and_a_resumed_one_read_what_one_reads(recipe: Recipe, setup: RunSetup, tmp_path: Path) -> None:
-    steps = two_epochs(setup)
-    straight = read(setup, tmp_path, Position(), steps)
-    both = [line for rank in (0, 1) for line in read(setup, tmp_path, Position(), steps, rank, world_size=2)]
+    steps = two_passes(setup)
+    straight, end = read(setup, tmp_path, steps)
+    both = [line for rank in (0, 1) for line in read(setup, tmp_path, steps, rank=rank, world_size=2)[0]]
     assert sorted(both) == sorted(straight)
-    at, before = Position(), setup.stream.num_steps(0) + 1
-    for _ in range(before):
-        at = setup.stream.after(at)
-    assert at.epoch == 1
-    again = read(set_up(recipe.run_dir), tmp_path, at, steps - before)
-    assert again == straight[-len(again) :]
+    first, state = read(setup, tmp_path, steps // 2 + 1)
+    assert setup.stream.passes(Position(int(state["segment"]), int(state["row"])))[0] > 1
+    again, resumed_end = read(set_up(recipe.run_dir), tmp_path, steps - steps // 2 - 1, state)
+    assert [*first, *again] == straight
+    assert resumed_end == end
 
 
 @pytest.mark.ray
-def test_planned_lengths_are_those_of_the_rows_in_every_epoch(setup: RunSetup, tmp_path: Path) -> None:
-    for batch in islice(Loader(setup, tmp_path / "bad.jsonl").steps(Position()), two_epochs(setup)):
-        assert sum(int((rows.sample_ids_BS >= 0).sum()) for rows in batch.micro_batches) == batch.num_tokens
-    assert setup.stream.tokens_at(0).sum() != setup.stream.tokens_at(1).sum()
-    assert (setup.stream.tokens_at(1) <= setup.stream.tokens_N).all()
+def test_planned_lengths_are_those_of_the_rows_in_every_pass(setup: RunSetup, tmp_path: Path) -> None:
+    with closing(iter(Loader(setup, tmp_path))) as batches:
+        for batch in islice(batches, two_passes(setup)):
+            assert sum(int((rows.sample_ids_BS >= 0).sum()) for rows in batch.micro_batches) == batch.num_tokens
+    first, second = (setup.stream.segment(number).costs.tokens_N for number in (0, 1))
+    assert len(first) == len(second) == NUM_SHARDS * SHARD_SAMPLES
+    assert first.sum() != second.sum()
     assert "captions   caption 30%, recaption 70%, drawn anew" in "\n".join(plan_lines(setup, 1))
 
 
@@ -175,10 +190,40 @@ def test_the_command_counts_every_declared_caption(recipe: Recipe, setup: RunSet
     # The tokenizer is made of them as well: only the second captions have these letters, and none has those.
     assert len(setup.tokenizer.encode("marmalade")) < len(setup.tokenizer.encode("qxzjvkwpy"))
     for name in MIX:
-        table = store.read_table(lengths_name(dataset, setup.tokenizer.fingerprint, name))
+        folder = lengths_folder(dataset, setup.tokenizer.fingerprint, name)
         texts = [caption_of(stored(number), name) for number in range(NUM_SHARDS * SHARD_SAMPLES)]
-        counted = [length for shard in table["num_tokens"].to_pylist() for length in shard]
+        files = [store.read_table(lengths_file(folder, shard)) for shard in range(NUM_SHARDS)]
+        counted = [length for table in files for length in table["num_tokens"].to_pylist()]
         assert counted == [None if text is None else len(setup.tokenizer.encode(text)) for text in texts]
+
+
+@pytest.mark.ray
+def test_the_command_counts_only_the_shards_that_lack_it(
+    recipe: Recipe, setup: RunSetup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(recipe.store)
+    folder = lengths_folder(recipe.shards.name, setup.tokenizer.fingerprint, "recaption")
+    kept, missing = (Path(store.path(lengths_file(folder, shard))) for shard in (0, 1))
+    before, content = kept.stat().st_mtime_ns, missing.read_bytes()
+    missing.unlink()
+    with pytest.raises(UserError, match="genlip tokenizer RECIPE"):
+        set_up(recipe.run_dir)
+    assert make_tokenizer(recipe) == 0
+    assert (kept.stat().st_mtime_ns, missing.read_bytes()) == (before, content)
+    assert "captions 'recaption' of demo: 64," in capsys.readouterr().out
+    assert make_tokenizer(recipe) == 0
+    assert "counted already in all 2 shards" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_lengths_of_other_shards_are_refused(recipe: Recipe, setup: RunSetup) -> None:
+    store = Store(recipe.store)
+    name = lengths_file(lengths_folder(recipe.shards.name, setup.tokenizer.fingerprint), 0)
+    content = store.read(name)
+    write_lengths(store, name, [1] * SHARD_SAMPLES, shard_sha256="of another")
+    with pytest.raises(UserError, match="belong to another shard"):
+        set_up(recipe.run_dir)
+    store.write(name, content)
 
 
 @pytest.mark.ray
@@ -191,15 +236,15 @@ def test_an_unknown_caption_is_refused_with_those_there_are(recipe: Recipe, tmp_
         set_up(other.run_dir)
 
 
-def test_one_caption_is_read_as_ever(make_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_one_caption_is_read_as_it_stands(make_run: Callable[..., Path], tmp_path: Path) -> None:
     setup = set_up(make_run())
-    assert lengths_name("demo", "f" * 64) == "shards/demo/lengths-ffffffffffffffff.parquet"
-    assert setup.costs_at(0) is setup.costs_at(5)
-    assert setup.stream.tokens_at(3) is setup.stream.tokens_N
-    first = next(Loader(setup, tmp_path / "bad.jsonl").steps(Position()))
-    numbers = {key: number for number, key in enumerate(setup.samples.keys)}
-    for key, text in texts_read(first, setup.tokenizer):
-        assert text == parse_sample(setup.samples.read(numbers[key])).caption.strip()
+    with closing(iter(Loader(setup, tmp_path))) as batches:
+        first = next(batches)
+    dataset = setup.sources[0].dataset
+    captions = {sample.key: sample.caption.strip() for sample in first_samples(dataset, dataset.num_samples)}
+    found = list(texts_read(first, setup.tokenizer))
+    assert len(found) == first.num_samples
+    assert all(captions[key] == text for key, text in found)
 
 
 def test_probabilities_and_names_are_checked(tmp_path: Path) -> None:
@@ -209,11 +254,11 @@ def test_probabilities_and_names_are_checked(tmp_path: Path) -> None:
         small_recipe(tmp_path, tmp_path, "train.captions={../x: 1.0}")
 
 
-def test_a_caption_of_its_own_stands_alone(tmp_path: Path) -> None:
-    choice = CaptionChoice({"recaption": 1.0}, 0, KEYS[:10])
+def test_a_caption_of_its_own_stands_alone() -> None:
+    choice = CaptionChoice({"recaption": 1.0}, 0)
     assert choice.is_fixed
     lacking, having = stored(0), stored(1)
-    assert choice.apply(having, 1, epoch=3).caption == having.meta["captions"]["recaption"]
-    assert choice.apply(lacking, 0, epoch=3) == lacking
+    assert choice.apply(having, 3).caption == having.meta["captions"]["recaption"]
+    assert choice.apply(lacking, 3) == lacking
     empty = replace(having, meta=json.loads('{"captions": {"recaption": ""}}'))
-    assert choice.apply(empty, 1, epoch=3) == empty
+    assert choice.apply(empty, 3) == empty

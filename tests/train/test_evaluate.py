@@ -9,10 +9,10 @@ import pytest
 from model import GenLIP, LoadedModel
 from pipeline.errors import UserError
 from pipeline.store import Store
+from train.dataset import open_dataset
 from train.evaluate import Labelled, evaluate, read_labelled, require_heldout
 from train.recipe import EvalSpec
 from train.setup import set_up
-from train.stream import read_samples
 
 SPEC = EvalSpec(class_captions=2, class_templates=("A photo of a {}.",), batch_images=4)
 
@@ -23,8 +23,8 @@ def measured(make_run: Callable[..., Path]) -> tuple[LoadedModel, list[Labelled]
     model = GenLIP(setup.config)
     model.init_weights(0)
     loaded = LoadedModel(model, setup.tokenizer, setup.processor)
-    heldout = read_labelled(read_samples(Store(setup.job.store), "demo-heldout"), 12)
-    return loaded, heldout, read_labelled(setup.samples, 60)
+    heldout = read_labelled(open_dataset(Store(setup.job.store), "demo-heldout"), 12)
+    return loaded, heldout, read_labelled(setup.sources[0].dataset, 60)
 
 
 def test_numbers_hang_together(measured: tuple[LoadedModel, list[Labelled], list[Labelled]]) -> None:

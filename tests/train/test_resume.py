@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from train_runs import samples_of_steps, start_training
 
+from train.audit import audit_run, verify_resume
 from train.checkpoint import committed_checkpoints
 from train.metrics import read_metrics
 
@@ -65,6 +66,9 @@ def test_forty_steps_equal_twenty_kill_twenty_bit_for_bit(make_run: Callable[...
     assert losses(killed) == losses(straight), output
     ours, theirs = weights(killed), weights(straight)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for run_dir in (straight, killed):
+        assert audit_run(run_dir).problems == []
+        assert verify_resume(run_dir, 30).problems == []
 
 
 @pytest.mark.slow
@@ -86,6 +90,7 @@ def test_two_processes_and_accumulation_give_the_losses_of_one(make_run: Callabl
     for ours, theirs in zip(losses(two), losses(one), strict=True):
         assert ours[2] == pytest.approx(theirs[2], rel=1e-4)
         assert ours[3] == pytest.approx(theirs[3], rel=1e-3)
+    assert audit_run(two).problems == []
 
 
 def test_a_half_written_checkpoint_does_not_count(make_run: Callable[..., Path]) -> None:

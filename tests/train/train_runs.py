@@ -5,18 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
 import yaml
 
 from jobs.recipe import Recipe, load_recipe
 from jobs.runs import open_run
-from jobs.tokenizer import count_tokens
+from jobs.tokenizer import count_shard
 from model import SentencePieceTokenizer
-from pipeline.shards import parse_sample
-from pipeline.store import Store
-from train.recipe import TOKENIZER_FOLDER
+from train.captions import CAPTION
+from train.dataset import first_samples
+from train.lengths import lengths_folder
+from train.recipe import TOKENIZER_FOLDER, TrainJob
 from train.setup import set_up
-from train.stream import Position, SampleTable, lengths_name, read_samples
+from train.sources import open_datasets
+from train.stream import Position
 
 SMALL = {
     "tokenizer": {"vocab_size": 600},
@@ -53,31 +54,27 @@ def small_recipe(store_folder: Path, run_folder: Path, *overrides: str) -> Recip
 
 
 def begin_run(recipe: Recipe) -> Path:
-    """A run folder with its tokenizer and the column of caption lengths, as `genlip tokenizer` makes them."""
+    """A run folder with its tokenizer and the columns of caption lengths, as `genlip tokenizer` makes them."""
     run_dir = open_run(recipe)
-    store = Store(recipe.store)
-    samples = read_samples(store, recipe.shards.name)
-    tokenizer = SentencePieceTokenizer.train(_captions(samples), recipe.tokenizer.vocab_size, recipe.tokenizer.prompt)
+    datasets = open_datasets(TrainJob.model_validate(recipe.model_dump(mode="json"))).values()
+    captions = [sample.caption for dataset in datasets for sample in first_samples(dataset, dataset.num_samples)]
+    tokenizer = SentencePieceTokenizer.train(captions, recipe.tokenizer.vocab_size, recipe.tokenizer.prompt)
     folder = run_dir / TOKENIZER_FOLDER
     folder.mkdir(exist_ok=True)
     tokenizer.save(folder)
-    name = lengths_name(recipe.shards.name, tokenizer.fingerprint)
-    if not store.exists(name):
-        lengths = [count_tokens(path, store, folder) for path in samples.shard_paths]
-        store.write_table(name, pa.table({"path": samples.shard_paths, "num_tokens": lengths}))
+    for dataset in datasets:
+        for number in range(dataset.num_shards):
+            count_shard(number, dataset, folder, {CAPTION: lengths_folder(dataset.name, tokenizer.fingerprint)})
     return run_dir
-
-
-def _captions(samples: SampleTable) -> list[str]:
-    return [parse_sample(samples.read(number)).caption for number in range(len(samples))]
 
 
 def samples_of_steps(run_dir: Path, num_steps: int) -> int:
     """Samples that a run has seen after so many steps."""
     stream, at, seen = set_up(run_dir).stream, Position(), 0
     for _ in range(num_steps):
-        seen += sum(map(len, stream.step_rows(at)))
-        at = stream.after(at)
+        step = stream.step(at)
+        seen += step.num_samples
+        at = step.after
     return seen
 
 
