@@ -92,6 +92,19 @@ def inspect(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder o
 
 
 @app.command()
+def index(
+    tars: Annotated[str, typer.Argument(metavar="TARS", help="A folder, a glob in quotes, or the URL of a tar.")],
+    store: Annotated[str, typer.Option(help="The store that gets the index.")],
+    name: Annotated[str, typer.Option(help="Of the dataset: shards/NAME.")],
+    caption: Annotated[str, typer.Option(help="Where captions stand: txt or json:FIELD.")] = "txt",
+) -> None:
+    """Make a dataset of others' tars where they lie."""
+    from jobs.index import index_tars
+
+    raise typer.Exit(index_tars(tars, store, name, caption))
+
+
+@app.command()
 def tokenizer(recipe: RecipePath, set_: Overrides = None) -> None:
     """Train or take a tokenizer; count caption tokens."""
     from jobs.recipe import load_recipe
@@ -107,6 +120,22 @@ def train(recipe: RecipePath, set_: Overrides = None) -> None:
     from jobs.training import train as run
 
     raise typer.Exit(run(load_recipe(recipe, set_)))
+
+
+@app.command()
+def audit(run: RunDir) -> None:
+    """Prove that a run read exactly its plan."""
+    from jobs.audit import audit as check
+
+    raise typer.Exit(check(run))
+
+
+@app.command("verify-resume")
+def verify_resume(run: RunDir, steps: Annotated[int, typer.Option(help="Steps on each side.")] = 20) -> None:
+    """Compare the steps around the newest checkpoint."""
+    from jobs.audit import verify
+
+    raise typer.Exit(verify(run, steps))
 
 
 @app.command("eval")

@@ -19,9 +19,6 @@ from pipeline.store import Store
 from tests.stores import noise
 
 JPEG = noise(0, 40, 24)
-COMMAND = (
-    "import sys; from jobs import cli, index; cli.app = lambda: sys.exit(index.index_tars(*sys.argv[1:])); cli.main()"
-)
 
 
 def _tar(number: int, num_samples: int = 3) -> bytes:
@@ -215,8 +212,10 @@ def test_what_is_left_out_is_counted_and_listed(store: Store, tmp_path: Path) ->
 # ---------------------------------------------------------------- the verb
 
 
-def _index(*arguments: str) -> tuple[int, str]:
-    process = subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, timeout=300)
+def _index(tars: str, store: str, name: str, *caption: str) -> tuple[int, str]:
+    options = ["--store", store, "--name", name, *(part for one in caption for part in ("--caption", one))]
+    command = [sys.executable, "-m", "jobs.cli", "index", tars, *options]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     return process.returncode, process.stdout + process.stderr
 
 
