@@ -64,7 +64,10 @@ def visible_files(store: Store) -> dict[str, bytes]:
     """Everything that a reader of the data can see, by name."""
     folders = ("ledger", "raw", "shards/demo", "shards/demo-heldout", "selection/demo")
     return {
-        f"{folder}/{name}": store.read(f"{folder}/{name}") for folder in folders for name in store.names(folder, "")
+        f"{folder}/{name}": store.read(f"{folder}/{name}")
+        for folder in folders
+        for name in store.names(folder, "")
+        if name != "README.md"  # the dataset card, which the command writes and the loop does not
     }
 
 
