@@ -47,7 +47,7 @@ def test_thresholds_are_those_of_sorting(parts: list[list[float | None]], wanted
 def test_keys_have_the_order_of_the_numbers_and_give_them_back(values: list[float]) -> None:
     keys = float_keys(pa.array(values, pa.float64())).tolist()
     assert [float_of_key(key) for key in keys] == values
-    assert [values[i] for i in np.argsort(keys, kind="stable")] == sorted(values)
+    assert [values[i] for i in np.argsort(np.array(keys, np.uint64), kind="stable")] == sorted(values)
 
 
 def test_ties_at_the_threshold_are_all_in() -> None:
