@@ -3,15 +3,13 @@
 A filter returns the reason for which it says no, or None. Saying no is `rejected`; an exception is `failed`.
 """
 
-import difflib
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.plugins import build_from, register_in
 
 
 @dataclass(frozen=True)
@@ -47,40 +45,12 @@ FILTERS: dict[str, type[Filter]] = {}
 
 def register(name: str) -> Callable[[type[Filter]], type[Filter]]:
     """Make a filter available to recipes under `name`."""
-
-    def add(filter_class: type[Filter]) -> type[Filter]:
-        if FILTERS.get(name, filter_class).__qualname__ != filter_class.__qualname__:
-            raise ValueError(f"the filter name {name!r} is taken by {FILTERS[name].__qualname__}")
-        FILTERS[name] = filter_class
-        return filter_class
-
-    return add
-
-
-def import_plugins(modules: Iterable[str]) -> None:
-    """Import modules that register filters; a module that cannot be imported is a ValueError."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # `python -m` has it, the installed command has not
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except (ImportError, SyntaxError) as error:
-            raise ValueError(f"the plug-in {module!r} cannot be imported: {error}") from error
+    return register_in(FILTERS, "filter", name)
 
 
 def build_filter(name: str, parameters: dict[str, Any]) -> Filter:
     """The filter called `name`; a wrong name or parameter is a ValueError with a suggestion."""
-    if name not in FILTERS:
-        close = difflib.get_close_matches(name, FILTERS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known filters: {', '.join(sorted(FILTERS))}"
-        raise ValueError(f"unknown filter {name!r}; {hint}")
-    try:
-        return FILTERS[name](**parameters)
-    except ValidationError as error:
-        fields = ", ".join(FILTERS[name].model_fields)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"filter {name!r}: {where}: {first['msg']} (parameters: {fields})") from None
+    return build_from(FILTERS, "filter", name, parameters)
 
 
 def first_refusal(filters: Iterable[Filter], candidate: Candidate) -> str:

@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.filters import FILTERS, Filter, build_filter, import_plugins
+from pipeline.filters import FILTERS, Filter, build_filter
 from pipeline.inputs.spec import SourceSpec
 from pipeline.pixels.spec import ImageSpec
+from pipeline.plugins import import_plugins
 from pipeline.section import Section
 from pipeline.web.spec import FetchSpec
 

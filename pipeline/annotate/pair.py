@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,11 @@ from pipeline.annotate.annotator import Batch, Column, annotator
 from pipeline.annotate.embedding import (
     ImageEmbedder,
     file_sha256,
-    missing_package,
     onnx_session,
     read_file,
     unit_vectors,
 )
+from pipeline.annotate.missing import missing_package
 from pipeline.annotate.overlay import mask_text
 
 _AT_A_TIME = 16
@@ -30,8 +30,6 @@ class ClipScore(ImageEmbedder):
 
     The defaults of the preprocessing are those of OpenAI's CLIP ViT-B and ViT-L.
     """
-
-    batch_samples: ClassVar[int] = 64
 
     text_model: str
     """Path or URL of an ONNX file: input, token ids [N, context_tokens], and `attention_mask` if it asks for one;
@@ -83,7 +81,7 @@ def _encoder(file: str) -> Callable[[str], Sequence[int]]:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise missing_package("tokenizers", error, "pip install tokenizers") from error
+        raise missing_package("an annotator", "tokenizers", error, "pip install tokenizers") from error
     tokenizer = Tokenizer.from_str(read_file(file).decode())
     tokenizer.no_truncation()
     tokenizer.no_padding()

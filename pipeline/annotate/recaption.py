@@ -46,8 +46,6 @@ class Recaption(Annotator):
     """
 
     num_cpus: ClassVar[float] = 0.25
-    batch_samples: ClassVar[int] = 64
-
     base_url: Annotated[str, Field(pattern="^https?://", exclude=True)]
     """Such as http://vlm.example:8000/v1."""
     model: str

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -23,8 +22,6 @@ class EvaluationSimilarity(ImageEmbedder):
     All embeddings of the sets are in the memory of each process (a million of 512 numbers: 2 GB), and each image is
     compared with all of them.
     """
-
-    batch_samples: ClassVar[int] = 64
 
     sets: dict[str, str]
     """Evaluation sets by name: a store, or a folder or URL of images."""

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.curate.draws import finalise
 from pipeline.each import Each
 from pipeline.exchange import Exchange
 from pipeline.store import Store
@@ -26,12 +27,7 @@ Star = Callable[[Nodes, Nodes], tuple[Nodes, Nodes, int]]
 
 def part_of(node_N: Nodes, num_parts: int) -> NDArray[np.int64]:
     """The part of each node, in [0, num_parts): evenly, whatever the nodes."""
-    x = node_N.astype(np.uint64)  # a copy; mixed as by Stafford's variant 13 of MurmurHash3's finaliser
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x ^= x >> np.uint64(shift)
-        x *= np.uint64(factor)
-    x ^= x >> np.uint64(31)
-    return (x % np.uint64(num_parts)).astype(np.int64)
+    return (finalise(node_N.astype(np.uint64, copy=False)) % np.uint64(num_parts)).astype(np.int64)
 
 
 def once(store: Store, name: str, compute: Callable[[], dict[str, int]]) -> dict[str, int]:

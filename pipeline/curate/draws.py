@@ -14,8 +14,12 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 def mix(word_N: Words) -> Words:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): each bit of the input moves half of the output's."""
-    mixed = word_N + _GAMMA
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return finalise(word_N + _GAMMA)
+
+
+def finalise(word_N: Words) -> Words:
+    """The same without the increment, which leaves 0 at 0."""
+    mixed = (word_N ^ (word_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.annotate.annotator import ANNOTATORS, Annotator, build_annotator
-from pipeline.filters import import_plugins
+from pipeline.plugins import import_plugins
 from pipeline.section import Section
 
 TRAIN, HELDOUT = "train", "heldout"
