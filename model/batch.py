@@ -157,11 +157,18 @@ class PackedRows:
         )
 
 
-def pack_rows(rows: Sequence[Sequence[EncodedSample]], row_tokens: int) -> PackedRows:
+def pack_rows(
+    rows: Sequence[Sequence[EncodedSample]], row_tokens: int, patches_NCPP: Tensor | None = None
+) -> PackedRows:
     """Lays the samples of each row one after the other and pads every row to `row_tokens`.
 
     Positions inside a sample, as in the official code: the patch at row r, column c has (0, r, c); text token
     number k, prompt included, has p = max(grid) + k on all three axes.
+
+    Args:
+        rows: samples of each row.
+        row_tokens: tokens in a row.
+        patches_NCPP: the patches of all samples in row order, where they lie together already; else they are copied.
 
     Raises:
         ModelError: no rows, a row longer than `row_tokens`, a negative id, or samples whose patches differ in kind.
@@ -199,7 +206,7 @@ def pack_rows(rows: Sequence[Sequence[EncodedSample]], row_tokens: int) -> Packe
         position_ids_B3S=torch.from_numpy(position_ids),
         sample_ids_BS=torch.from_numpy(sample_ids),
         image_mask_BS=torch.from_numpy(image_mask),
-        patches_NCPP=torch.from_numpy(_concatenate_patches(rows)),
+        patches_NCPP=torch.from_numpy(_concatenate_patches(rows)) if patches_NCPP is None else patches_NCPP,
         segments_M4=torch.tensor(segments, dtype=torch.int64).reshape(-1, 4),
     )
 

@@ -64,8 +64,12 @@ class Group(NamedTuple):
     end: int
 
 
-def iter_members(read: Read) -> Iterator[Member]:
+def iter_members(read: Read, end: int = -1) -> Iterator[Member]:
     """The files of a tar, in order; directories, links and devices are passed over.
+
+    Args:
+        read: The tar, or some members of it.
+        end: Offset at which the members end; by default the end of the archive says so.
 
     Raises:
         TarError: What follows the last whole header is neither a header nor the end of an archive.
@@ -73,7 +77,7 @@ def iter_members(read: Read) -> Iterator[Member]:
     at = 0
     start = -1  # of the headers that describe the next member
     longer: dict[bytes, bytes] = {}
-    while header := _read_header(read, at):
+    while at != end and (header := _read_header(read, at)):
         start = at if start < 0 else start
         name, size, kind = header
         body_at = at + BLOCK_BYTES
@@ -90,31 +94,33 @@ def iter_members(read: Read) -> Iterator[Member]:
         at, start, longer = body_at + _padded(size), -1, {}
 
 
-def iter_groups(read: Read) -> Iterator[Group]:
-    """The samples of a tar, in order; a repeated extension begins another one.
+def iter_groups(read: Read, end: int = -1) -> Iterator[Group]:
+    """The samples of a tar, in order; a repeated extension begins another one. Arguments as of `iter_members`.
 
     Raises:
         TarError: As `iter_members` does, after the sample up to there, which may lack members or its last one's end.
     """
-    group: Group | None = None
+    group_key, members = "", dict[str, Member]()
     try:
-        for member in iter_members(read):
+        for member in iter_members(read, end):
             key, extension = split_name(member.name)
             if not key:
                 continue
-            if group and group.key == key and extension not in group.members:
-                group.members[extension] = member
-                group = group._replace(end=member.end)
-                continue
-            if group:
-                yield group
-            group = Group(key, {extension: member}, member.start, member.end)
+            if members and (key != group_key or extension in members):
+                yield _group(group_key, members)
+                members = {}
+            group_key, members[extension] = key, member
     except TarError:
-        if group:
-            yield group
+        if members:
+            yield _group(group_key, members)
         raise
-    if group:
-        yield group
+    if members:
+        yield _group(group_key, members)
+
+
+def _group(key: str, members: dict[str, Member]) -> Group:
+    in_order = list(members.values())
+    return Group(key, members, in_order[0].start, in_order[-1].end)
 
 
 def split_name(name: str) -> tuple[str, str]:

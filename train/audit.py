@@ -128,7 +128,7 @@ def audit_run(run_dir: Path) -> Findings:
         found.problems += _compare(setup, step, number, records)
         found.problems += passes.add(step)
         found.problems += _check_bad(setup, step, number, bad_by_step[number])
-        at, num_samples = step.after, num_samples + step.num_samples
+        at, num_samples = step.after, num_samples + step.totals.num_samples
         positions[number] = (at, num_samples)
         if len(found.problems) >= _MAX_PROBLEMS:
             found.problems.append(f"… the audit ends here, at step {number:,} of {last:,}")

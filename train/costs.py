@@ -25,12 +25,14 @@ class Costs:
     tokens_N: NDArray[np.int32]
     """Tokens in a row: patches + prompt + caption + ending."""
     patches_N: NDArray[np.int32]
+    labels_N: NDArray[np.int32]
+    """Tokens with a loss: caption + ending."""
     flops_N: NDArray[np.int64]
     """To train on it, by `model.flops_per_sample`."""
 
     def take(self, chosen: Sequence[int]) -> "Costs":
         """Those at some positions, in that order."""
-        return Costs(self.tokens_N[chosen], self.patches_N[chosen], self.flops_N[chosen])
+        return Costs(self.tokens_N[chosen], self.patches_N[chosen], self.labels_N[chosen], self.flops_N[chosen])
 
 
 class CostModel:
@@ -59,10 +61,13 @@ class CostModel:
         """Cost samples without reading them.
 
         Raises:
-            UserError: One does not fit into a row, or captions are not counted.
+            UserError: One does not fit into a row, or the index or the captions of a shard cannot be read.
         """
         size_N = np.empty(len(places), np.int64)
         caption_tokens_N = np.empty(len(places), np.int32)
+        for source in np.unique(places.source_N):
+            shards = np.unique(places.shard_N[places.source_N == source]).tolist()
+            self._sources[source].lengths.prepare(shards)
         for source, shard, at in _by_shard(places):
             row_n = places.row_N[at]
             found = self._sources[source].dataset.shard(shard)
@@ -98,14 +103,14 @@ class CostModel:
         return np.array(patches, np.int32)[which]
 
     def _cost(self, patches_N: NDArray[np.int32], caption_tokens_N: NDArray[np.int32]) -> Costs:
-        labels_N = np.minimum(caption_tokens_N, self._max_caption_tokens) + self._num_ending_tokens
+        labels_N = (np.minimum(caption_tokens_N, self._max_caption_tokens) + self._num_ending_tokens).astype(np.int32)
         pair_N = (patches_N.astype(np.int64) << 32) | labels_N
         unique, which = np.unique(pair_N, return_inverse=True)
         pairs = ((int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in unique)
         prompt = self._num_prompt_tokens
         flops = [flops_per_sample(self._config, patches, prompt + labels, labels) for patches, labels in pairs]
         tokens_N = (patches_N + prompt + labels_N).astype(np.int32)
-        return Costs(tokens_N, patches_N, np.array(flops, np.int64)[which])
+        return Costs(tokens_N, patches_N, labels_N, np.array(flops, np.int64)[which])
 
     def _check_fits(self, costs: Costs, places: Places) -> None:
         longest = int(costs.tokens_N.argmax())

@@ -1,26 +1,28 @@
 """Threads that turn planned rows into tensors ahead of the trainer. Prefetched work is never state."""
 
-import threading
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from model import EncodedSample, ModelError, PackedRows, pack_rows
+from torch import Tensor
+
+from model import EncodedSample, PackedRows, pack_rows
 from pipeline.errors import UserError
-from pipeline.shards import ShardError
-from train.consumed import BadSample, bad_samples_file, describe, own_rows, places_of, record
-from train.encode import encode_sample
-from train.jsonl import append_line
-from train.mixture import Place
-from train.reading import ShardReader
+from train.buffers import PatchBuffers
+from train.consumed import describe, own_rows, places_of, record
+from train.rows import RowReader
 from train.setup import RunSetup
 from train.stream import Position, Row, Step
 
 STATE_VERSION = 1
-_STEPS_AHEAD = 2
+
+EncodedRow = tuple[list[EncodedSample], list[int]]
+"""Samples, and the source of each."""
+MicroBatch = tuple[PackedRows, list[int]]
+"""Rows, and the source of each sample."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,18 @@ class StepBatch:
     at: Position
     num_samples: int
     num_tokens: int
+    num_labels: int
     flops: int
-    """These three are of the whole global batch, as planned."""
+    """These four are of the whole global batch, as planned, and so the same on every rank."""
     first_lane: int
     """Of this rank."""
-    micro_batches: list[PackedRows]
     keys: list[str]
     """Of this rank's samples."""
+    num_micro_batches: int
+    micro_batches: Iterator[PackedRows]
+    """Each is made while those before it are used, and its memory is used again when nothing refers to it any more."""
+    sources: list[list[int]]
+    """The source of each sample, for each micro-batch that was taken."""
 
 
 def stream_state(setup: RunSetup, step: int, position: Position) -> dict[str, int | str]:
@@ -66,13 +73,12 @@ class Loader:
         """
         self.wait_s = 0.0
         """Time the trainer has waited for data so far."""
-        self.num_bad_samples = 0
-        self._setup, self._spec, self._stream, self._sources = setup, setup.job.train, setup.stream, setup.sources
+        self.source_names = [source.name for source in setup.sources]
+        self._setup, self._stream = setup, setup.stream
         self._run_dir, self._rank, self._world_size = run_dir, rank, world_size
-        self._readers = [ShardReader(self._spec.reading) for _ in setup.sources]  # one each, to count for each
+        self._rows = RowReader(setup, run_dir, rank)
         self._position, self._num_steps = Position(), 0
         self._is_iterating = False
-        self._bad_samples_lock = threading.Lock()
 
     def state_dict(self) -> dict[str, int | str]:
         """Where the stream stands after the batch that was handed out last."""
@@ -97,113 +103,134 @@ class Loader:
         self._position = Position(int(state["segment"]), int(state["row"]))
         self._num_steps = int(state["step"])
 
+    @property
+    def num_bad_samples(self) -> int:
+        """Samples of this rank that could not be read, since the start."""
+        return self._rows.num_bad_samples
+
     def passes(self) -> dict[str, float]:
         """How often each source has been read so far."""
-        passes = self._stream.passes(self._position)
-        return {source.name: number for source, number in zip(self._sources, passes, strict=True)}
+        return dict(zip(self.source_names, self._stream.passes(self._position), strict=True))
 
     def bytes_read(self) -> dict[str, dict[str, int]]:
         """What was read of each source since the start; see `ShardReader.counters`."""
-        return {source.name: reader.counters() for source, reader in zip(self._sources, self._readers, strict=True)}
+        return self._rows.bytes_read()
 
     def __iter__(self) -> Generator[StepBatch, None, None]:
-        """The batches from the state on, without end, with two steps prepared ahead."""
+        """The batches from the state on, without end."""
         if self._is_iterating:
             raise RuntimeError("another iteration over this loader has begun; close it first")
         self._is_iterating = True
-        began = time.perf_counter()
-        ahead: deque[tuple[Step, list[Future[PackedRows]]]] = deque()
-        with (
-            ThreadPoolExecutor(self._spec.threads, thread_name_prefix="loader") as pool,
-            ThreadPoolExecutor(1, thread_name_prefix="planner") as planner,
-        ):
-            try:
-                at, planned = self._position, -1
-                while True:
-                    while len(ahead) <= _STEPS_AHEAD:
-                        step, number = self._stream.step(at), self._num_steps + len(ahead) + 1
-                        ahead.append((step, [pool.submit(self._load, rows, number) for rows in self._micro_rows(step)]))
-                        if step.after.segment != planned:  # a step shall not wait for the plan of the next segment
-                            planned = step.after.segment
-                            planner.submit(self._stream.segment, planned + 1)
-                        at = step.after
-                    step, futures = ahead.popleft()
-                    batch = self._step_batch(step, [future.result() for future in futures])
-                    self.wait_s += time.perf_counter() - began
-                    yield batch
-                    began = time.perf_counter()
-            finally:
-                for _, futures in ahead:
-                    for future in futures:
-                        future.cancel()
-                for reader in self._readers:
-                    reader.close()
-                self._is_iterating = False
+        ahead = _Ahead(self._setup, self._rows, self._rank, self._world_size, self._position, self._num_steps + 1)
+        try:
+            while True:
+                began = time.perf_counter()
+                batch = self._hand_over(ahead)
+                self.wait_s += time.perf_counter() - began
+                yield batch
+                for _ in batch.micro_batches:  # those that were not taken
+                    pass
+        finally:
+            ahead.close()
+            self._rows.close()
+            self._is_iterating = False
 
-    def _micro_rows(self, step: Step) -> list[list[Row]]:
-        rows = own_rows(step, self._rank, self._world_size)
-        size = self._spec.micro_rows
-        return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-    def _step_batch(self, step: Step, batches: list[PackedRows]) -> StepBatch:
-        """Hand a step over: from here on it is part of the state."""
+    def _hand_over(self, ahead: "_Ahead") -> StepBatch:
+        """A step, which from here on is part of the state."""
+        step = ahead.next_step()
         self._position, self._num_steps = step.after, self._num_steps + 1
-        places = list(places_of(self._sources, own_rows(step, self._rank, self._world_size)))
+        places = list(places_of(self._setup.sources, own_rows(step, self._rank, self._world_size)))
         record(self._run_dir, self._rank, describe(step.at, self._num_steps, self._world_size, places))
+        lanes_per_rank = self._stream.lanes // self._world_size
+        num_micro_batches = lanes_per_rank // self._setup.job.train.micro_rows
+        sources: list[list[int]] = []
         return StepBatch(
             step=self._num_steps,
             at=step.at,
-            num_samples=step.num_samples,
-            num_tokens=sum(int(row.costs.tokens_N.sum()) for row in step.rows),
-            flops=sum(int(row.costs.flops_N.sum()) for row in step.rows),
-            first_lane=self._rank * (self._stream.lanes // self._world_size),
-            micro_batches=batches,
+            **step.totals._asdict(),
+            first_lane=self._rank * lanes_per_rank,
             keys=[key for _, _, key in places],
+            num_micro_batches=num_micro_batches,
+            micro_batches=self._take(ahead, num_micro_batches, sources),
+            sources=sources,
         )
 
-    def _load(self, rows: list[Row], step: int) -> PackedRows:
-        encoded = []
+    def _take(self, ahead: "_Ahead", num_micro_batches: int, sources: list[list[int]]) -> Iterator[PackedRows]:
+        for _ in range(num_micro_batches):
+            began = time.perf_counter()
+            rows, sources_of_rows = ahead.next_micro_batch()
+            sources.append(sources_of_rows)
+            self.wait_s += time.perf_counter() - began
+            yield rows
+
+
+class _Ahead:
+    """Steps that are planned and micro-batches that are made, each in order, before they are asked for.
+
+    As many rows are under way as keep the threads busy and the next micro-batch ready, whatever the step's size.
+    """
+
+    def __init__(
+        self, setup: RunSetup, reader: RowReader, rank: int, world_size: int, at: Position, first_step: int
+    ) -> None:
+        self._stream, self._spec = setup.stream, setup.job.train
+        self._reader, self._rank, self._world_size = reader, rank, world_size
+        self._at, self._number = at, first_step
+        self._unmade: deque[tuple[int, list[Row]]] = deque()  # rows of micro-batches, with the number of their step
+        self._steps: deque[Step] = deque()
+        self._made: deque[Future[MicroBatch]] = deque()
+        self._num_made = -(-max(2 * self._spec.threads, 2 * self._spec.micro_rows) // self._spec.micro_rows)
+        self._buffers = PatchBuffers(self._spec.micro_rows * self._spec.row_tokens, setup.processor.patch_size)
+        self._pool = ThreadPoolExecutor(self._spec.threads, thread_name_prefix="loader")
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="planner")
+        self._planned = -1
+
+    def next_step(self) -> Step:
+        """The step whose micro-batches come next."""
+        if not self._steps:
+            self._plan()
+        return self._steps.popleft()
+
+    def next_micro_batch(self) -> MicroBatch:
+        """The next one, with others begun behind it."""
+        while len(self._made) < self._num_made:
+            if not self._unmade:
+                self._plan()
+            self._begin(*self._unmade.popleft())
+        return self._made.popleft().result()
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._pool.shutdown(cancel_futures=True)
+        self._planner.shutdown(cancel_futures=True)
+
+    def _plan(self) -> None:
+        step = self._stream.step(self._at)
+        rows, size = own_rows(step, self._rank, self._world_size), self._spec.micro_rows
+        self._unmade += [(self._number, rows[i : i + size]) for i in range(0, len(rows), size)]
+        self._steps.append(step)
+        if step.after.segment != self._planned:  # a step shall not wait for the plan of the next segment
+            self._planned = step.after.segment
+            self._planner.submit(self._stream.segment, self._planned + 1)
+        self._at, self._number = step.after, self._number + 1
+
+    def _begin(self, step: int, rows: list[Row]) -> None:
+        """Have threads make a micro-batch: its rows in parallel, in the order of the queue, and then the whole."""
+        patches = self._buffers.take()
+        starts, encoded = [0], []
         for row in rows:
-            planned = zip(row.places, row.costs.tokens_N.tolist(), strict=True)
-            found = (self._encode(place, num_tokens, step) for place, num_tokens in planned)
-            encoded.append([one for one in found if one is not None])
-        return pack_rows(encoded, self._stream.row_tokens)
+            room = patches.numpy()[starts[-1] :]
+            encoded.append(self._pool.submit(self._reader.read, row, step, room))
+            starts.append(starts[-1] + int(row.costs.patches_N.sum()))
+        self._made.append(self._pool.submit(self._pack, patches, starts, encoded))
 
-    def _encode(self, place: Place, num_tokens: int, step: int) -> EncodedSample | None:
-        """A sample's tokens; None for one that cannot be read, which leaves its place in the plan empty."""
-        setup, dataset = self._setup, self._sources[place.source].dataset
-        shard = dataset.shard(place.shard)
-        key = shard.keys[place.row].as_py()
-        try:
-            offset, size = int(shard.offset_n[place.row]), int(shard.size_n[place.row])
-            store, name = dataset.store.locate(shard.path)
-            stored = dataset.parse(self._readers[place.source].read(store, name, offset, size, shard.sha256))
-            if stored.key != key:
-                raise ShardError(f"the tar has key {stored.key} here")
-            stored = setup.captions.apply(stored, place.number)
-            encoded = encode_sample(stored, setup.processor, setup.tokenizer, self._spec.max_caption_tokens)
-        except (ShardError, ModelError, OSError) as error:
-            source = self._sources[place.source].name
-            self._record_bad(BadSample(step, source, dataset.store.root, shard.path, key, str(error)))
-            return None
-        if encoded.num_tokens != num_tokens:
-            raise UserError(
-                f"a sample has {encoded.num_tokens} tokens, {num_tokens} were planned",
-                where=self._sources[place.source].place(place.shard, place.row),
-                why="the shards or the tokenizer have changed since the captions were counted",
-                next_step="delete the dataset's lengths folders, then run: genlip tokenizer RECIPE",
-            )
-        return encoded
-
-    def _record_bad(self, bad: BadSample) -> None:
-        with self._bad_samples_lock:
-            self.num_bad_samples = number = self.num_bad_samples + 1
-            append_line(bad_samples_file(self._run_dir, self._rank), asdict(bad))
-        if number > self._spec.max_bad_samples:
-            raise UserError(
-                f"{number} samples could not be read",
-                where=str(bad_samples_file(self._run_dir, self._rank)),
-                why=f"the last: {bad.shard} key {bad.key}: {bad.reason}",
-                next_step="make the shards again under another name: genlip curate RECIPE; or raise"
-                " train.max_bad_samples",
-            )
+    def _pack(self, patches: Tensor, starts: list[int], encoded: list[Future[EncodedRow]]) -> MicroBatch:
+        rows = [future.result() for future in encoded]
+        end = 0
+        for start, (samples, _) in zip(starts, rows, strict=False):
+            num_patches = sum(len(sample.patches) for sample in samples)
+            if start != end:  # a row before it has bad samples
+                patches.numpy()[end : end + num_patches] = patches.numpy()[start : start + num_patches]
+            end += num_patches
+        packed = pack_rows([samples for samples, _ in rows], self._spec.row_tokens, patches[:end])
+        return packed, [source for _, sources in rows for source in sources]

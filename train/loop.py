@@ -92,11 +92,8 @@ def train_step(engine: Any, batch: StepBatch, lr: float, ranks: Ranks, seed: int
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
-    num_labels = torch.tensor(sum(rows.num_labels for rows in batch.micro_batches), dtype=torch.int64)
-    num_labels = num_labels.to(ranks.device)
-    dist.all_reduce(num_labels)
     # DeepSpeed averages over ranks and micro-batches; this turns its average back into the sum.
-    scale = ranks.world_size * len(batch.micro_batches) / max(1, int(num_labels))
+    scale = ranks.world_size * batch.num_micro_batches / batch.num_labels
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
     for number, rows in enumerate(batch.micro_batches, start=1):
         lane = batch.first_lane + (number - 1) * len(rows.input_ids_BS)
@@ -104,11 +101,11 @@ def train_step(engine: Any, batch: StepBatch, lr: float, ranks: Ranks, seed: int
         loss_sum = engine(rows.to(ranks.device)).loss_sum
         engine.backward(loss_sum * scale)
         total += loss_sum.detach()
-        if number == len(batch.micro_batches):
+        if number == batch.num_micro_batches:
             dist.all_reduce(total)
             _refuse_non_finite(total, batch)
         engine.step()
-    return float(total) / max(1, int(num_labels))
+    return float(total) / batch.num_labels
 
 
 def _refuse_non_finite(total: torch.Tensor, batch: StepBatch) -> None:

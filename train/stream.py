@@ -7,9 +7,11 @@ itself, so a position is a segment and a row in it, whatever came before.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from train.costs import Costs
 from train.mixture import Mixture, Places
@@ -27,35 +29,60 @@ class Position:
     row: int = 0
 
 
-@dataclass(frozen=True)
-class Row:
-    """A packed row: its samples and what they cost."""
+class Totals(NamedTuple):
+    """What some rows come to, as planned."""
 
-    places: Places
-    costs: Costs
-
-
-@dataclass(frozen=True)
-class Step:
-    """The row of each lane in one step, and the position of the next."""
-
-    at: Position
-    rows: list[Row]
-    after: Position
-
-    @property
-    def num_samples(self) -> int:
-        return sum(len(row.places) for row in self.rows)
+    num_samples: int
+    num_tokens: int
+    num_labels: int
+    """Tokens with a loss."""
+    flops: int
+    """To train on them."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Some samples and the rows they are packed into."""
+    """Some samples and the R rows they are packed into."""
 
     places: Places
     costs: Costs
     rows: list[list[int]]
     """Positions in `places`."""
+
+    @cached_property
+    def totals_R4(self) -> NDArray[np.int64]:
+        """The `Totals` of each row."""
+        flat = np.fromiter(_flat(self.rows), np.int64)
+        begins = np.cumsum([0, *(len(row) for row in self.rows[:-1])])
+        costs = (np.ones(len(flat)), self.costs.tokens_N[flat], self.costs.labels_N[flat], self.costs.flops_N[flat])
+        return np.stack([np.add.reduceat(one.astype(np.int64), begins) for one in costs], axis=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A packed row: which samples, and what they cost."""
+
+    segment: Segment
+    number: int
+    """In the segment."""
+
+    @property
+    def places(self) -> Places:
+        return self.segment.places.take(self.segment.rows[self.number])
+
+    @property
+    def costs(self) -> Costs:
+        return self.segment.costs.take(self.segment.rows[self.number])
+
+
+@dataclass(frozen=True)
+class Step:
+    """The row of each lane in one step, what they come to, and the position of the next."""
+
+    at: Position
+    rows: list[Row]
+    totals: Totals
+    after: Position
 
 
 class Stream:
@@ -78,14 +105,16 @@ class Stream:
         """The step at a position."""
         number, row = at.segment, at.row
         rows: list[Row] = []
+        totals_4 = np.zeros(4, np.int64)
         while len(rows) < self.lanes:
             segment = self.segment(number)
-            chosen = segment.rows[row : row + self.lanes - len(rows)]
-            rows += [Row(segment.places.take(one), segment.costs.take(one)) for one in chosen]
-            row += len(chosen)
-            if row >= len(segment.rows):
+            end = min(row + self.lanes - len(rows), len(segment.rows))
+            rows += [Row(segment, one) for one in range(row, end)]
+            totals_4 += segment.totals_R4[row:end].sum(axis=0)
+            row = end
+            if row == len(segment.rows):
                 number, row = number + 1, 0
-        return Step(at, rows, Position(number, row))
+        return Step(at, rows, Totals(*totals_4.tolist()), Position(number, row))
 
     def samples_before(self, at: Position) -> list[int]:
         """Samples that each source has given in the rows before a position."""

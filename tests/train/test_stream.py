@@ -36,7 +36,7 @@ def cost(places: Places) -> Costs:
     """Lengths from 1 to ROW that depend on sample and pass, as captions drawn anew make them."""
     mixed_N = (places.row_N * 7919 + places.shard_N * 104_729 + places.source_N * 31 + places.pass_N * 17) % ROW
     tokens_N = (mixed_N + 1).astype(np.int32)
-    return Costs(tokens_N, tokens_N, tokens_N.astype(np.int64))
+    return Costs(tokens_N, tokens_N, tokens_N, tokens_N.astype(np.int64))
 
 
 @st.composite
@@ -112,7 +112,7 @@ def test_every_lane_has_a_row_that_fits_and_the_count_is_right(plan: Plan, num_s
     given_by_source = Counter(place.source for step in steps for row in batch(step) for place in row)
     before = plan.stream().samples_before(steps[-1].after)
     assert before == [given_by_source[source] for source in range(len(plan.sizes))]
-    assert sum(before) == sum(step.num_samples for step in steps)
+    assert sum(before) == sum(step.totals.num_samples for step in steps)
     passes = [number / sum(sizes) for number, sizes in zip(before, plan.sizes, strict=True)]
     assert plan.stream().passes(steps[-1].after) == passes
 

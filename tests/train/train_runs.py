@@ -13,7 +13,7 @@ from jobs.tokenizer import count_shard
 from model import SentencePieceTokenizer
 from train.captions import CAPTION
 from train.dataset import first_samples
-from train.lengths import lengths_folder
+from train.lengths import LengthsFiles
 from train.recipe import TOKENIZER_FOLDER, TrainJob
 from train.setup import set_up
 from train.sources import open_datasets
@@ -57,14 +57,14 @@ def begin_run(recipe: Recipe) -> Path:
     """A run folder with its tokenizer and the columns of caption lengths, as `genlip tokenizer` makes them."""
     run_dir = open_run(recipe)
     datasets = open_datasets(TrainJob.model_validate(recipe.model_dump(mode="json"))).values()
-    captions = [sample.caption for dataset in datasets for sample in first_samples(dataset, dataset.num_samples)]
+    captions = [sample.caption for dataset in datasets for sample in first_samples(dataset)]
     tokenizer = SentencePieceTokenizer.train(captions, recipe.tokenizer.vocab_size, recipe.tokenizer.prompt)
     folder = run_dir / TOKENIZER_FOLDER
     folder.mkdir(exist_ok=True)
     tokenizer.save(folder)
     for dataset in datasets:
         for number in range(dataset.num_shards):
-            count_shard(number, dataset, folder, {CAPTION: lengths_folder(dataset.name, tokenizer.fingerprint)})
+            count_shard(number, dataset, tokenizer, LengthsFiles(dataset, tokenizer.fingerprint, run_dir), [CAPTION])
     return run_dir
 
 
@@ -73,7 +73,7 @@ def samples_of_steps(run_dir: Path, num_steps: int) -> int:
     stream, at, seen = set_up(run_dir).stream, Position(), 0
     for _ in range(num_steps):
         step = stream.step(at)
-        seen += step.num_samples
+        seen += step.totals.num_samples
         at = step.after
     return seen
 
