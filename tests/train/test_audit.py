@@ -1,12 +1,11 @@
 """The audit: silent on runs that read what they should, through kills and other numbers of ranks; exact otherwise."""
 
-import itertools
 import json
+import multiprocessing
+import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -176,41 +175,66 @@ def test_a_run_that_has_read_nothing_is_said(make_run: Callable[..., Path]) -> N
         audit_run(make_run())
 
 
-READ_UNTIL_KILLED = """
-import json, sys
-from pathlib import Path
-from train.loader import Loader
-from train.setup import set_up
-run_dir = Path(sys.argv[1])
-saved = run_dir / "state.json"
-loader = Loader(set_up(run_dir), run_dir)
-if saved.exists():
-    loader.load_state_dict(json.loads(saved.read_text()))
-for batch in loader:
-    if batch.step % 3 == 0:
+def read_as_rank(run_dir: Path, rank: int, world_size: int, state: State | None, last_step: int) -> None:
+    """One process of a job: takes steps up to the last, and leaves its latest state behind after each."""
+    loader, saved = Loader(set_up(run_dir), run_dir, rank, world_size), run_dir / f"state-{rank}.json"
+    if state:
+        loader.load_state_dict(state)
+    for batch in loader:
         saved.with_suffix(".tmp").write_text(json.dumps(loader.state_dict()))
         saved.with_suffix(".tmp").replace(saved)
-"""
+        if batch.step == last_step:
+            os._exit(0)
+
+
+def live(run_dir: Path, world_size: int, state: State | None, last_step: int, kill_after_steps: int = 0) -> State:
+    """A job's life, which ends at the last step, or when one rank is killed with SIGKILL and then the others.
+
+    Returns:
+        The latest state that all ranks have reached.
+    """
+    for file in run_dir.glob("state-*.json"):
+        file.unlink()
+    files = [run_dir / f"state-{rank}.json" for rank in range(world_size)]
+    context = multiprocessing.get_context("fork")  # the imports are done
+    ranks = [
+        context.Process(target=read_as_rank, args=(run_dir, rank, world_size, state, last_step))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    give_up_at = time.monotonic() + MAX_WAIT_S
+
+    def states() -> list[State]:
+        return [json.loads(file.read_text()) for file in files if file.exists()]
+
+    while kill_after_steps and (
+        len(states()) < world_size
+        or min(int(one["step"]) for one in states()) < (int(state["step"]) if state else 0) + kill_after_steps
+    ):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.005)
+    if kill_after_steps:
+        for process in random.sample(ranks, len(ranks)):
+            process.kill()
+    for process in ranks:
+        process.join(MAX_WAIT_S)
+        assert process.exitcode == (-signal.SIGKILL if kill_after_steps else 0)
+    return min(states(), key=lambda one: int(one["step"]))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_is_in_order(make_run: Callable[..., Path]) -> None:
-    run_dir = make_run()
-    path, rng, lives = consumed_file(run_dir, 0), random.Random(0), []
-    for _ in range(3):
-        before = len(read_lines(path))
-        wanted = before + rng.randint(20, 120)
-        process = subprocess.Popen([sys.executable, "-c", READ_UNTIL_KILLED, str(run_dir)])
-        give_up_at = time.monotonic() + MAX_WAIT_S
-        while len(read_lines(path)) < wanted:
-            assert process.poll() is None
-            assert time.monotonic() < give_up_at
-            time.sleep(rng.random() / 50)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        lives.append(read_lines(path)[before:])
-    assert all(life[0]["step"] % 3 == 1 for life in lives)
-    assert all(before[-1]["step"] + 1 >= after[0]["step"] > 1 for before, after in itertools.pairwise(lives))
+def test_a_job_that_is_killed_again_and_again_and_resized_is_in_order(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run("train.lanes=4")
+    random.seed(0)
+    state, reached = None, []
+    for world_size in (2, 4, 1, 2):
+        state = live(run_dir, world_size, state, last_step=10**6, kill_after_steps=random.randint(5, 30))
+        reached.append(int(state["step"]))
+    assert reached == sorted(set(reached))
+    live(run_dir, 4, state, last_step=reached[-1] + 20)
+    entries = read_lines(consumed_file(run_dir, 0))
+    assert len(entries) > reached[-1] + 20, "no step was taken twice"
     found = audit_run(run_dir)
     assert found.problems == []
-    assert found.counts[0].startswith(f"{lives[-1][-1]['step']:,} steps, ")
+    assert found.counts[0].startswith(f"{reached[-1] + 20:,} steps, ")
