@@ -93,15 +93,20 @@ def inspect(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder o
 
 @app.command()
 def index(
-    tars: Annotated[str, typer.Argument(metavar="TARS", help="A folder, a glob in quotes, or the URL of a tar.")],
+    files: Annotated[
+        str, typer.Argument(metavar="FILES", help="Tars: a folder, a glob in quotes, or a URL. Tables: *.parquet.")
+    ],
     store: Annotated[str, typer.Option(help="The store that gets the index.")],
     name: Annotated[str, typer.Option(help="Of the dataset: shards/NAME.")],
-    caption: Annotated[str, typer.Option(help="Where captions stand: txt or json:FIELD.")] = "txt",
+    caption: Annotated[
+        str, typer.Option(help="Where captions stand: txt or json:FIELD; in tables the column.")
+    ] = "txt",
+    image: Annotated[str, typer.Option(help="In tables: the column of images.")] = "image",
 ) -> None:
-    """Make a dataset of others' tars where they lie."""
-    from jobs.index import index_tars
+    """Make a dataset of others' tars or tables where they lie."""
+    from jobs.index import index_files
 
-    raise typer.Exit(index_tars(tars, store, name, caption))
+    raise typer.Exit(index_files(files, store, name, caption, image))
 
 
 @app.command()

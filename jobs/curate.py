@@ -15,6 +15,7 @@ from pipeline.curate.rows import Rows, open_rows
 from pipeline.curate.select import is_current, read_summary, select
 from pipeline.curate.summary import read_summary as read_numbers
 from pipeline.curate.summary import summarise
+from pipeline.dataset_files import dataset_file
 from pipeline.errors import EXIT_FAILED_UNITS, UserError
 from pipeline.funnel import read_funnel
 from pipeline.sharding.dataset import materialise
@@ -81,7 +82,7 @@ def _select(recipe: Recipe, rows: Rows, pool: Pool) -> None:
     if is_current(rows, spec, recipe.shards.holdout, name, recipe.seed):
         summary = read_summary(rows.store, name)
     else:
-        if rows.store.exists(f"shards/{name}/dataset.json"):
+        if rows.store.exists(dataset_file(name)):
             raise UserError(
                 "shards are made of another selection of this name",
                 where=rows.store.path(f"selection/{name}"),

@@ -8,10 +8,11 @@ from typing import Any
 from jobs.console import duration, say, table
 from jobs.runs import read_run
 from model import LoadedModel, load_model
+from pipeline.dataset_files import index_file
 from pipeline.sharding.dataset import HELDOUT_SUFFIX
 from pipeline.store import Store
 from train.checkpoint import COMMITTED, latest_checkpoint
-from train.dataset import index_name, open_dataset
+from train.dataset import open_dataset
 from train.evaluate import MAX_SCANNED, Labelled, evaluate, read_labelled, require_heldout
 
 EVAL_FILE = "eval.json"
@@ -29,7 +30,7 @@ def read_heldout(run_dir: Path, limit: int) -> list[Labelled]:
     recipe = read_run(run_dir)
     dataset = recipe.shards.name + HELDOUT_SUFFIX
     store = Store(recipe.store)
-    heldout = read_labelled(open_dataset(store, dataset), limit) if store.exists(index_name(dataset)) else []
+    heldout = read_labelled(open_dataset(store, dataset), limit) if store.exists(index_file(dataset)) else []
     require_heldout(heldout, dataset)
     return heldout
 

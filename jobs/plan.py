@@ -7,6 +7,7 @@ from jobs.console import say
 from jobs.recipe import Recipe
 from pipeline.annotate.columns import address, annotated_units
 from pipeline.curate.hamming import plan_tables
+from pipeline.dataset_files import index_file
 from pipeline.funnel import read_funnel
 from pipeline.inputs.numbers import BYTES_PER_URL
 from pipeline.inputs.plan import PlanNumbers, plan_numbers
@@ -16,7 +17,7 @@ from train.recipe import TOKENIZER_FOLDER
 
 
 def plan_run(recipe: Recipe) -> int:
-    """Print the plan of each stage. Starts and writes nothing."""
+    """Print the plan of each stage. Starts nothing, and writes nothing but caption lengths that are not counted yet."""
     lines = [*_ingest_lines(recipe), *_curate_lines(recipe), *_shard_lines(recipe), *_train_lines(recipe)]
     for line in lines:
         say(line)
@@ -82,7 +83,7 @@ def _curate_lines(recipe: Recipe) -> list[str]:
 def _shard_lines(recipe: Recipe) -> list[str]:
     spec = recipe.shards
     where = f"shards/{spec.name}"
-    if Store(recipe.store).exists(f"{where}/index.parquet"):
+    if Store(recipe.store).exists(index_file(spec.name)):
         return [f"shards     {where} is written ({spec.shard_samples:,} samples a shard, {spec.holdout:.0%} held out)"]
     return [
         f"shards     {where}: {spec.shard_samples:,} samples a shard,"
@@ -91,7 +92,7 @@ def _shard_lines(recipe: Recipe) -> list[str]:
 
 
 def _train_lines(recipe: Recipe) -> list[str]:
-    if not recipe.train.sources and not Store(recipe.store).exists(f"shards/{recipe.shards.name}/index.parquet"):
+    if not recipe.train.sources and not Store(recipe.store).exists(index_file(recipe.shards.name)):
         return ["train      known when the shards are written: genlip ingest RECIPE"]
     run_dir = recipe.run_dir
     if not (run_dir / TOKENIZER_FOLDER).exists():

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jobs.console import say
-from jobs.ray_pool import fan_out, ray_session
+from jobs.ray_pool import Pool
 from jobs.recipe import Recipe
 from jobs.runs import open_run
 from model import HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from pipeline.errors import UserError
-from pipeline.shards import Sample
 from pipeline.store import Store
-from train.captions import CAPTION, caption_of, num_tokens
-from train.dataset import Dataset, open_dataset, shard_samples
-from train.lengths import lengths_file, lengths_folder, read_lengths, write_lengths
+from train.captions import CAPTION, caption_of
+from train.dataset import Dataset, first_samples, open_dataset, read_samples
+from train.lengths import LengthsFiles, count_tokens
 from train.recipe import TOKENIZER_FOLDER, TokenizerSpec, TrainJob
 from train.sources import open_datasets
 
@@ -46,11 +48,13 @@ def make_tokenizer(recipe: Recipe) -> int:
     tokenizer = load_tokenizer(folder)
     say(f"tokenizer {folder}: vocabulary {tokenizer.vocab_size:,}, fingerprint {tokenizer.fingerprint[:16]}")
     captions = sorted({CAPTION, *recipe.train.captions})  # the first also stands in where another is missing
-    for name, dataset in datasets.items():
-        counted = _count_missing(recipe.run.ray_address, dataset, folder, tokenizer.fingerprint, captions)
-        _require_captions(dataset, tokenizer.fingerprint, counted)
-        for line in _lines(name, dataset, counted):
-            say(line)
+    with Pool(recipe.run.ray_address) as pool:
+        for name, dataset in datasets.items():
+            files = LengthsFiles(dataset, tokenizer.fingerprint, run_dir)
+            counted = _count_missing(pool, dataset, files, run_dir, captions)
+            _require_captions(dataset, files, counted)
+            for line in _lines(name, dataset, counted):
+                say(line)
     say(f"next: genlip plan RECIPE, then genlip train RECIPE (run folder {run_dir})")
     return 0
 
@@ -72,34 +76,28 @@ def _save(tokenizer: Tokenizer, folder: Path) -> None:
 
 def _texts(datasets: Iterable[Dataset], captions: Iterable[str]) -> Iterator[str]:
     for dataset in datasets:
-        for number in range(dataset.num_shards):
-            for sample in shard_samples(dataset, number):
-                yield from (text for name in captions if (text := caption_of(sample, name)) is not None)
+        for sample in first_samples(dataset):
+            yield from (text for name in captions if (text := caption_of(sample, name)) is not None)
 
 
 def _count_missing(
-    ray_address: str, dataset: Dataset, folder: Path, fingerprint: str, captions: Sequence[str]
+    pool: Pool, dataset: Dataset, files: LengthsFiles, run_dir: Path, captions: Sequence[str]
 ) -> dict[str, Counted]:
     """Count what is not counted yet. Returns the sums by caption; nothing where all was there."""
-    folders = {caption: lengths_folder(dataset.name, fingerprint, caption) for caption in captions}
-    there = (len(dataset.store.names(one, ".parquet")) for one in folders.values())
-    if all(number == dataset.num_shards for number in there):
+    if all(files.num_shards(caption) == dataset.num_shards for caption in captions):
         return {}
+    count = partial(
+        _count_in_worker, root=dataset.store.root, name=dataset.name, run_dir=run_dir.resolve(), captions=captions
+    )
     sums = dict.fromkeys(captions, Counted())
-    with ray_session(ray_address):
-        root, name = dataset.store.root, dataset.name
-        count = partial(_count_in_worker, root=root, dataset=name, folder=folder.resolve(), lengths_folders=folders)
-        for done in fan_out(count, range(dataset.num_shards)):
-            if done.error or done.result is None:
-                raise done.error or RuntimeError(f"shard {done.item} was not counted")
-            sums = {caption: sums[caption] + done.result[caption] for caption in captions}
+    for _, counted in pool.each(count, range(dataset.num_shards)):
+        sums = {caption: sums[caption] + counted[caption] for caption in captions}
     return sums
 
 
-def _count_in_worker(
-    number: int, root: str, dataset: str, folder: Path, lengths_folders: dict[str, str]
-) -> dict[str, Counted]:
-    return count_shard(number, _cached_dataset(root, dataset), folder, lengths_folders)
+def _count_in_worker(number: int, root: str, name: str, run_dir: Path, captions: Sequence[str]) -> dict[str, Counted]:
+    dataset, tokenizer = _cached_dataset(root, name), _cached_tokenizer(run_dir / TOKENIZER_FOLDER)
+    return count_shard(number, dataset, tokenizer, LengthsFiles(dataset, tokenizer.fingerprint, run_dir), captions)
 
 
 @lru_cache(maxsize=2)
@@ -107,42 +105,35 @@ def _cached_dataset(root: str, name: str) -> Dataset:
     return open_dataset(Store(root), name)
 
 
-def count_shard(number: int, dataset: Dataset, folder: Path, lengths_folders: dict[str, str]) -> dict[str, Counted]:
-    """Count the captions of a shard, as far as that is not done, and commit their lengths.
-
-    Args:
-        number: Of the shard.
-        dataset: Of which.
-        folder: The tokenizer's.
-        lengths_folders: By caption where its lengths go.
-
-    Returns:
-        The sums by caption.
-    """
-    store, sha256 = dataset.store, dataset.shard(number).sha256
-    sums = {}
-    for caption, lengths_to in lengths_folders.items():
-        name = lengths_file(lengths_to, number)
-        if not store.exists(name):
-            write_lengths(store, name, count_tokens(shard_samples(dataset, number), folder, caption), sha256)
-        lengths = [length for length in read_lengths(store, name, sha256).to_pylist() if length is not None]
-        sums[caption] = Counted(len(lengths), sum(lengths), max(lengths, default=0))
-    return sums
-
-
-def count_tokens(samples: Iterable[Sample], folder: Path, caption: str = CAPTION) -> list[int | None]:
-    """Tokens of the caption of that name of each sample; None for those that lack it."""
-    tokenizer = _cached_tokenizer(folder)
-    texts = (caption_of(sample, caption) for sample in samples)
-    return [None if text is None else num_tokens(tokenizer, text) for text in texts]
-
-
 @lru_cache(maxsize=2)
 def _cached_tokenizer(folder: Path) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def _require_captions(dataset: Dataset, fingerprint: str, counted: dict[str, Counted]) -> None:
+def count_shard(
+    number: int, dataset: Dataset, tokenizer: Tokenizer, files: LengthsFiles, captions: Iterable[str]
+) -> dict[str, Counted]:
+    """Count some captions of a shard, as far as that is not done, and commit their lengths.
+
+    Returns:
+        The sums by caption.
+    """
+    known = {caption: files.find(caption, number) for caption in captions}
+    found = {caption: lengths for caption, lengths in known.items() if lengths is not None}
+    missing = [caption for caption in known if caption not in found]
+    if missing:
+        counted = count_tokens(read_samples(dataset, number), tokenizer, missing)
+        for caption, lengths in counted.items():
+            files.keep(caption, number, lengths)
+        found |= counted
+    return {caption: _sum(lengths.drop_null().to_numpy()) for caption, lengths in found.items()}
+
+
+def _sum(lengths_N: NDArray[np.int32]) -> Counted:
+    return Counted(len(lengths_N), int(lengths_N.sum()), int(lengths_N.max(initial=0)))
+
+
+def _require_captions(dataset: Dataset, files: LengthsFiles, counted: dict[str, Counted]) -> None:
     """Refuse a caption that no sample has, and forget that it was counted.
 
     Raises:
@@ -151,8 +142,9 @@ def _require_captions(dataset: Dataset, fingerprint: str, counted: dict[str, Cou
     for caption, found in counted.items():
         if found.num_captions:
             continue
-        dataset.store.remove(lengths_folder(dataset.name, fingerprint, caption))
-        known = {name for sample in shard_samples(dataset, 0) for name in sample.meta.get("captions", {})}
+        files.forget(caption)
+        first = first_samples(dataset, int(dataset.num_samples_S[0]))
+        known = {name for sample in first for name in sample.meta.get("captions", {})}
         raise UserError(
             f"no sample has a caption called {caption!r}",
             where="train.captions",

@@ -1,4 +1,4 @@
-"""The index of a tar that others wrote: where its samples are, so that training reads them where they lie.
+"""The index of a tar or table that others wrote: where its samples are, so that training reads them where they lie.
 
 Only headers, texts and the beginnings of JPEGs are read. Texts go through the reader that training uses, so what is
 in the index is what training can parse. An image that is damaged further on is met in training only.
@@ -10,10 +10,13 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.pixels.containers import Header, read_jpeg, read_png, read_webp
 from pipeline.pixels.errors import ImageError
+from pipeline.row_groups import TableColumns, read_row_group, split_group_path
 from pipeline.shards import IMAGE_EXTENSIONS, NoCaption, ShardError, assemble
 from pipeline.store import Store
 from pipeline.tar import Group, Member, Read, TarError, iter_groups
@@ -41,16 +44,17 @@ _READERS: dict[bytes, Callable[[bytes], Header]] = {
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What is in the tar and not in the index; a tar that ends too early is one more, without a key."""
+    """What is there and not in the index; a tar that ends too early is one more, without a key."""
 
     key: str
     offset: int
+    """In bytes; of a table the row in its group."""
     reason: str
 
 
 @dataclass
-class TarIndex:
-    """The samples of a tar in its order: one entry of each list per sample."""
+class ForeignIndex:
+    """The samples of a tar, or of a table's row group, in its order: one entry of each list per sample."""
 
     keys: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -59,16 +63,16 @@ class TarIndex:
     heights: list[int] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
-    def add(self, group: Group, size: tuple[int, int]) -> None:
+    def add(self, key: str, offset: int, num_bytes: int, size: tuple[int, int]) -> None:
         """Append a sample whose image has this width and height."""
-        self.keys.append(group.key)
-        self.offsets.append(group.start)
-        self.sizes.append(group.end - group.start)
+        self.keys.append(key)
+        self.offsets.append(offset)
+        self.sizes.append(num_bytes)
         self.widths.append(size[0])
         self.heights.append(size[1])
 
     def columns(self) -> dict[str, list[Any]]:
-        """As `INDEX_SCHEMA` names them."""
+        """As `SHARD_SCHEMA` names them."""
         return {name: getattr(self, name) for name in ("keys", "offsets", "sizes", "widths", "heights")}
 
 
@@ -76,7 +80,7 @@ class _Refused(Exception):
     """A sample that cannot be trained on; the message is the reason."""
 
 
-def index_tar(path: str, num_bytes: int, caption: str) -> TarIndex:
+def index_tar(path: str, num_bytes: int, caption: str) -> ForeignIndex:
     """Index a tar.
 
     Args:
@@ -91,7 +95,7 @@ def index_tar(path: str, num_bytes: int, caption: str) -> TarIndex:
     Raises:
         OSError: It cannot be read.
     """
-    index = TarIndex()
+    index = ForeignIndex()
     with _reading(path, num_bytes) as read:
         try:
             for group in iter_groups(read):
@@ -101,11 +105,11 @@ def index_tar(path: str, num_bytes: int, caption: str) -> TarIndex:
     return index
 
 
-def _add(index: TarIndex, read: Read, group: Group, num_bytes: int, caption: str) -> None:
+def _add(index: ForeignIndex, read: Read, group: Group, num_bytes: int, caption: str) -> None:
     try:
         if group.end > num_bytes:
             raise _Refused("sample_cut_short")
-        index.add(group, _check(read, group, caption))
+        index.add(group.key, group.start, group.end - group.start, _check(read, group, caption))
     except _Refused as refused:
         index.left_out.append(LeftOut(group.key, group.start, str(refused)))
 
@@ -158,6 +162,40 @@ def _trusted(body: bytes, width: int, height: int) -> tuple[int, int]:
     if _TURNED_BY_XMP.search(body) and width != height:
         raise _Refused("orientation_in_xmp")  # which counts where EXIF has none
     return width, height
+
+
+def index_row_group(path: str, columns: TableColumns) -> ForeignIndex:
+    """Index a row group of a table. An offset is the row in the group, a size that of the image.
+
+    Args:
+        path: of `pipeline.row_groups.group_path`.
+        columns: those of images and captions.
+
+    Raises:
+        OSError: It cannot be read.
+        ShardError: It is not there.
+    """
+    file, number = split_group_path(path)
+    with Store("/").reading(file) as stream:
+        group = read_row_group(stream, number, columns)
+    index, stem = ForeignIndex(), PurePosixPath(file).stem
+    for row in range(len(group)):
+        key = f"{stem}-{group.first_row + row}"
+        try:
+            image = group.images[row].as_py()
+            if not image:
+                raise _Refused("no_image")
+            if not (group.captions[row].as_py() or "").strip():
+                raise _Refused("no_caption")
+            size = _image_size(partial(_slice, image), Member(key, 0, 0, len(image)))
+            index.add(key, row, len(image), size)
+        except _Refused as refused:
+            index.left_out.append(LeftOut(key, row, str(refused)))
+    return index
+
+
+def _slice(body: bytes, offset: int, size: int) -> bytes:
+    return body[offset : offset + size]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ The reading half is part of the contract with `train`; see STORE.md.
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -22,6 +22,7 @@ from pipeline.tar import END_OF_TAR, Read, TarError, iter_groups
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_FILE = "txt"
 """Where a caption stands, unless it is `json:FIELD`."""
+_READ_EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, CAPTION_FILE, "json"))
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -29,6 +30,12 @@ INDEX_SCHEMA = pa.schema(
         ("num_samples", pa.int64()),
         ("num_bytes", pa.int64()),
         ("sha256", pa.string()),
+    ]
+)
+"""Of a dataset's index: one row per shard."""
+SHARD_SCHEMA = pa.schema(
+    [
+        *INDEX_SCHEMA,
         ("keys", pa.list_(pa.string())),
         ("offsets", pa.list_(pa.int64())),
         ("sizes", pa.list_(pa.int64())),
@@ -36,7 +43,8 @@ INDEX_SCHEMA = pa.schema(
         ("heights", pa.list_(pa.int32())),
     ]
 )
-"""One row per shard. `offsets` and `sizes` bound all of a sample's tar members, so one range read fetches it."""
+"""Of a shard's own file: its row of the index, and lists with one entry per sample. `offsets` and `sizes` bound all of
+a sample's tar members, so one range read fetches it."""
 
 
 class ShardError(ValueError):
@@ -113,8 +121,7 @@ def parse_sample(members: bytes, caption: str = CAPTION_FILE) -> Sample:
     Raises:
         ShardError: The bytes are not the members of one sample.
     """
-    tar = members + END_OF_TAR
-    samples = list(_samples(lambda offset, size: tar[offset : offset + size], caption))
+    samples = list(_samples(lambda offset, size: members[offset : offset + size], caption, len(members)))
     if len(samples) != 1:
         raise ShardError(f"expected the members of one sample, found {len(samples)}")
     return samples[0]
@@ -134,12 +141,11 @@ def iter_samples(stream: BinaryIO, caption: str = CAPTION_FILE) -> Iterator[Samp
     return _samples(read, caption)
 
 
-def _samples(read: Read, caption: str) -> Iterator[Sample]:
-    wanted = {*IMAGE_EXTENSIONS, CAPTION_FILE, "json"}
+def _samples(read: Read, caption: str, end: int = -1) -> Iterator[Sample]:
     try:
-        for group in iter_groups(read):
+        for group in iter_groups(read, end):
             parts: dict[str, bytes] = {}
-            for extension in wanted & group.members.keys():
+            for extension in _READ_EXTENSIONS & group.members.keys():
                 member = group.members[extension]
                 parts[extension] = read(member.offset, member.size)
                 if len(parts[extension]) != member.size:
@@ -170,8 +176,3 @@ def assemble(key: str, parts: Mapping[str, bytes], caption: str = CAPTION_FILE) 
     if not isinstance(text, str):
         raise NoCaption(f"sample {key} lacks {caption}")
     return Sample(key, parts[extension], text, meta, extension)
-
-
-def index_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    """An index from one mapping per shard, in the columns of `INDEX_SCHEMA`."""
-    return pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMA)

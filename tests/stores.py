@@ -16,6 +16,7 @@ from pipeline.annotate.unit import annotate_unit
 from pipeline.curate.rows import open_rows
 from pipeline.curate.select import select
 from pipeline.curate.spec import CurateSpec
+from pipeline.dataset_files import index_file, shard_file
 from pipeline.each import in_turn
 from pipeline.ledger import LEDGER_SCHEMA, CommitRecord, committed_units
 from pipeline.recipe import ShardSpec
@@ -96,6 +97,12 @@ def commit_unit(store: Store, number: int, samples: Sequence[Stored]) -> None:
     store.write_table(
         f"ledger/u{number:08d}.parquet", ledger.replace_schema_metadata({"genlip": json.dumps(asdict(record))})
     )
+
+
+def shard_rows(store: Store, dataset: str) -> list[dict[str, Any]]:
+    """What each shard of a dataset has committed: its row of the index, and the lists of its samples."""
+    num_shards = store.read_table(index_file(dataset)).num_rows
+    return [store.read_table(shard_file(dataset, number)).to_pylist()[0] for number in range(num_shards)]
 
 
 def curate_in_turn(store: Store, curate: CurateSpec, shards: ShardSpec, seed: int) -> None:

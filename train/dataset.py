@@ -4,21 +4,25 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.dataset_files import dataset_file, index_file, shard_file
 from pipeline.errors import UserError
-from pipeline.shards import CAPTION_FILE, Sample, parse_sample
+from pipeline.row_groups import TableColumns, read_row_group, split_group_path
+from pipeline.shards import CAPTION_FILE, INDEX_SCHEMA, Sample, ShardError, parse_sample
 from pipeline.store import Store
+from train.reading import ShardReader
+from train.row_groups import RowGroupCache, fetch_row_group, refuse_changed
 
-_INDEX_COLUMNS = ["path", "num_samples", "num_bytes", "sha256"]
-_MAKE_AGAIN = "restore the dataset's files, or make it again under another name: genlip curate RECIPE"
+_MAKE_AGAIN = "restore the dataset's files, or make it again under another name: genlip curate RECIPE, or genlip index"
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,18 @@ class Dataset:
 
     store: Store
     name: str
-    paths: pa.Array
+    paths: pa.ChunkedArray
     num_samples_S: NDArray[np.int64]
     fingerprint: str
     """Of the shards' content and order: two datasets with the same one give the same stream."""
     max_shards_kept: int
-    """Shards whose samples stay in memory: 0.5 MB for 10,000 samples."""
+    """Shards whose samples stay in memory: where they are (0.5 MB for 10,000) and, of tables, what they are."""
+    max_shard_bytes: int
+    """Of the largest one."""
     caption: str
     """Where a sample's caption stands in a tar of others; see `pipeline.shards.parse_sample`."""
+    columns: TableColumns | None
+    """Of a dataset of tables: those that are read."""
 
     @property
     def num_samples(self) -> int:
@@ -57,13 +65,31 @@ class Dataset:
     def num_shards(self) -> int:
         return len(self.num_samples_S)
 
-    def parse(self, members: bytes) -> Sample:
-        """A sample from its tar members.
+    def read_sample(self, reader: ShardReader, shard: Shard, row: int) -> Sample:
+        """One sample. May be called by many threads at once.
+
+        Args:
+            reader: Reads the range of the tar or, where it is not in memory, the row group of the table.
+            shard: Of `shard`.
+            row: In the shard.
 
         Raises:
-            ShardError: They are not those of one sample.
+            ShardError: The shard is not what its index says.
+            OSError: It cannot be read.
         """
-        return parse_sample(members, self.caption)
+        offset, size, key = int(shard.offset_n[row]), int(shard.size_n[row]), shard.keys[row].as_py()
+        if self.columns is None:
+            store, name = self.store.locate(shard.path)
+            sample = parse_sample(reader.read(store, name, offset, size, shard.sha256), self.caption)
+            if sample.key != key:
+                raise ShardError(f"the tar has key {sample.key} here")
+            return sample
+        fetch = partial(fetch_row_group, reader, shard.path, self.columns, shard.sha256)
+        return self._row_groups.get(shard.path, fetch).sample(offset, key, size)
+
+    @cached_property
+    def _row_groups(self) -> RowGroupCache:
+        return RowGroupCache(self.max_shards_kept * self.max_shard_bytes)
 
     @cached_property
     def shard(self) -> Any:
@@ -90,57 +116,78 @@ class Dataset:
         return Shard(path, table["sha256"][0].as_py(), table["keys"][0].values, offset_n, size_n, width_n, height_n)
 
 
-def index_name(dataset: str) -> str:
-    """The file without which a dataset does not exist."""
-    return f"shards/{dataset}/index.parquet"
-
-
-def shard_file(dataset: str, number: int) -> str:
-    """The index of one shard's samples; shards are numbered as they stand in the dataset's index."""
-    return f"shards/{dataset}/shard-{number:06d}.parquet"
-
-
 def open_dataset(store: Store, name: str, max_shards_kept: int = 1) -> Dataset:
-    """A dataset by its index, of which only the totals are read.
+    """A dataset by its index.
 
     Raises:
         UserError: The store has no such dataset, or nothing is in it.
     """
-    file = index_name(name)
+    file = index_file(name)
     if not store.exists(file):
         raise UserError("the store has no such shards", where=store.path(file), next_step="run: genlip curate RECIPE")
     with store.reading(file) as stream:
-        table = pq.read_table(stream, columns=_INDEX_COLUMNS)
+        table = pq.read_table(stream, columns=INDEX_SCHEMA.names)
     num_samples_S = table["num_samples"].to_numpy()
     if not num_samples_S.sum():
         raise UserError("the dataset is empty", where=store.path(file), next_step="run: genlip curate RECIPE")
-    caption = _caption(store, name)
-    digest = hashlib.sha256(caption.encode())
+    made_of = store.read_json(dataset_file(name)) if store.exists(dataset_file(name)) else {}
+    caption, image = str(made_of.get("caption", CAPTION_FILE)), made_of.get("image")
+    return Dataset(
+        store,
+        name,
+        paths=table["path"],
+        num_samples_S=num_samples_S,
+        fingerprint=_fingerprint(table, caption + (image or "")),
+        max_shards_kept=max_shards_kept,
+        max_shard_bytes=int(table["num_bytes"].to_numpy().max()),
+        caption=caption,
+        columns=TableColumns(image, caption) if image else None,
+    )
+
+
+def _fingerprint(index: pa.Table, read_as: str) -> str:
+    digest = hashlib.sha256(read_as.encode())
     for column in ("path", "num_samples", "sha256"):
-        digest.update("\n".join(map(str, table[column].to_pylist())).encode())
-    paths = table["path"].combine_chunks()
-    return Dataset(store, name, paths, num_samples_S, digest.hexdigest()[:16], max_shards_kept, caption)
+        for chunk in index[column].cast(pa.string()).chunks:
+            lines = pc.binary_join_element_wise(chunk, "", "\n")
+            digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "")[0].as_buffer())
+    return digest.hexdigest()[:16]
 
 
-def _caption(store: Store, name: str) -> str:
-    file = f"shards/{name}/dataset.json"
-    return str(store.read_json(file).get("caption", CAPTION_FILE)) if store.exists(file) else CAPTION_FILE
-
-
-def shard_samples(dataset: Dataset, number: int) -> Iterator[Sample]:
-    """The samples of a shard, in order, one in memory at a time.
+def read_samples(dataset: Dataset, number: int) -> Iterator[Sample | None]:
+    """The samples of a shard, in order; None for one whose bytes are damaged. The shard is read once, front to back.
 
     Raises:
-        ShardError: The shard is not what its index says.
+        UserError: The shard cannot be read.
     """
     shard = dataset.shard(number)
+    try:
+        yield from _tar_samples(dataset, shard) if dataset.columns is None else _table_samples(dataset.columns, shard)
+    except (OSError, ShardError) as error:
+        where = dataset.store.path(shard.path)
+        raise UserError("a shard cannot be read", where=where, why=str(error), next_step=_MAKE_AGAIN) from error
+
+
+def _tar_samples(dataset: Dataset, shard: Shard) -> Iterator[Sample | None]:
     with dataset.store.reading(shard.path) as stream:
         for offset, size in zip(shard.offset_n.tolist(), shard.size_n.tolist(), strict=True):
             stream.seek(offset)
-            yield dataset.parse(stream.read(size))
+            try:
+                yield parse_sample(stream.read(size), dataset.caption)
+            except ShardError:
+                yield None
 
 
-def first_samples(dataset: Dataset, limit: int) -> Iterator[Sample]:
-    """The first samples of a dataset, in the order of its index."""
-    samples = (sample for number in range(dataset.num_shards) for sample in shard_samples(dataset, number))
-    return islice(samples, limit)
+def _table_samples(columns: TableColumns, shard: Shard) -> Iterator[Sample]:
+    path, number = split_group_path(shard.path)
+    refuse_changed(path, shard.sha256)
+    with Store("/").reading(path) as stream:
+        group = read_row_group(stream, number, columns)
+    for row, key, size in zip(shard.offset_n.tolist(), shard.keys.to_pylist(), shard.size_n.tolist(), strict=True):
+        yield group.sample(row, key, size)
+
+
+def first_samples(dataset: Dataset, limit: int | None = None) -> Iterator[Sample]:
+    """The first samples of a dataset, or all, in the order of its index, without those whose bytes are damaged."""
+    samples = (sample for number in range(dataset.num_shards) for sample in read_samples(dataset, number))
+    return islice(filter(None, samples), limit)

@@ -91,6 +91,11 @@ def _source_lines(setup: RunSetup) -> list[str]:
             f"data       {source.name}: {dataset.num_samples:,} samples in {dataset.num_shards:,} shards;"
             f" {taken:,} samples ÷ {dataset.num_samples:,} = {taken / dataset.num_samples:.2f} passes"
         )
+        if source.lengths.num_counted:
+            lines.append(
+                f"counted    {source.name}: the captions of {source.lengths.num_counted:,} shards, which nobody had"
+                " counted; so it goes on shard by shard, unless you run: genlip tokenizer RECIPE (all at once, on Ray)"
+            )
         distinct, same = shuffle_quality(mixture.order(number, 0), 0, _BATCH)
         lines.append(
             f"order      {source.name}: blocks of {setup.job.train.block_shards} shards; {distinct:.1f} different"

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from model import EncodedSample, ModelError
 from pipeline.errors import UserError
-from pipeline.shards import Sample, ShardError
+from pipeline.shards import ShardError
 from train.consumed import BadSample, bad_samples_file
-from train.dataset import Shard
 from train.encode import PlanMismatch, encode_sample
 from train.jsonl import append_line
 from train.mixture import Place
@@ -76,9 +75,7 @@ class RowReader:
         shard = source.dataset.shard(place.shard)
         key = shard.keys[place.row].as_py()
         try:
-            stored = self._read(place, shard)
-            if stored.key != key:
-                raise ShardError(f"the tar has key {stored.key} here")
+            stored = source.dataset.read_sample(self._readers[place.source], shard, place.row)
             stored = setup.captions.apply(stored, place.number)
             return encode_sample(
                 stored, setup.processor, setup.tokenizer, self._spec.max_caption_tokens, num_tokens, patches_out
@@ -93,12 +90,6 @@ class RowReader:
         except (ShardError, ModelError, OSError) as error:
             self._record_bad(BadSample(step, source.name, source.dataset.store.root, shard.path, key, str(error)))
             return None
-
-    def _read(self, place: Place, shard: Shard) -> Sample:
-        dataset = self._sources[place.source].dataset
-        store, name = dataset.store.locate(shard.path)
-        offset, size = int(shard.offset_n[place.row]), int(shard.size_n[place.row])
-        return dataset.parse(self._readers[place.source].read(store, name, offset, size, shard.sha256))
 
     def _record_bad(self, bad: BadSample) -> None:
         with self._lock:

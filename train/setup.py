@@ -50,7 +50,7 @@ def set_up(run_dir: Path, job: TrainJob | None = None) -> RunSetup:
     config = GenLIPConfig.preset(job.model.preset, vocab_size=tokenizer.vocab_size)
     processor = build_processor(job.model, config.patch_size)
     captions = CaptionChoice(spec.captions, job.seed)
-    sources = open_sources(job, tokenizer.fingerprint, captions.names)
+    sources = open_sources(job, tokenizer, captions.names, run_dir)
     cost = CostModel(sources, captions, config, processor, tokenizer, spec.max_caption_tokens, spec.row_tokens)
     mixture = make_mixture(sources, spec, job.seed)
     stream = Stream(mixture, cost, spec.row_tokens, spec.lanes)

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from model import Tokenizer
 from pipeline.store import Store
 from train.dataset import Dataset, open_dataset
 from train.lengths import CaptionLengths
@@ -43,10 +45,10 @@ def open_datasets(job: TrainJob) -> dict[str, Dataset]:
     }
 
 
-def open_sources(job: TrainJob, tokenizer_fingerprint: str, captions: Sequence[str]) -> list[Source]:
-    """The datasets with the lengths of some captions, which are read when they are asked for."""
+def open_sources(job: TrainJob, tokenizer: Tokenizer, captions: Sequence[str], run_dir: Path) -> list[Source]:
+    """The datasets with the lengths of some captions, which are read, or counted, when they are asked for."""
     return [
-        Source(name, dataset, CaptionLengths(dataset, tokenizer_fingerprint, captions))
+        Source(name, dataset, CaptionLengths(dataset, tokenizer, captions, run_dir))
         for name, dataset in open_datasets(job).items()
     ]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset_files import index_file
 from pipeline.errors import UserError
 from pipeline.shards import iter_samples
 from pipeline.store import Store
@@ -93,14 +94,13 @@ def read_prior_images(checkpoint: str, folder: str) -> tuple[bytes, ...]:
 
 
 def _training_images(model: Path) -> list[bytes]:
-    from train.dataset import index_name
     from train.recipe import RECIPE_FILE, TrainJob
 
     run_dir = next((parent for parent in model.parents if (parent / RECIPE_FILE).exists()), None)
     if run_dir is None:
         return []
     job = TrainJob.read(run_dir)
-    store, index = Store(job.store), index_name(job.shards.name)
+    store, index = Store(job.store), index_file(job.shards.name)
     if not store.exists(index):
         return []
     # One shard holds enough, and shards are shuffled; the whole index of a large dataset is not read for this.

@@ -86,7 +86,8 @@ def _funnel(summary: Summary) -> str:
 def _format() -> str:
     return (
         "## Format\n\nWebdataset shards in global random order. A sample is `KEY.jpg` (or `.png`, `.webp`), `KEY.txt`"
-        " (the caption) and `KEY.json` (everything else); `index.parquet` has the place and size of each."
+        " (the caption) and `KEY.json` (everything else); the `.parquet` beside a shard has the place and size of"
+        " each."
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from jobs.console import say, table
 from jobs.ingest_report import REPORT
 from pipeline.annotate.columns import annotated_units, read_annotations, read_stored
+from pipeline.dataset_files import index_file
 from pipeline.errors import UserError
 from pipeline.funnel import Funnel, read_funnel
 from pipeline.ledger import committed_units
@@ -81,8 +82,8 @@ def _selections(store: Store) -> None:
 def _datasets(store: Store) -> None:
     rows = [["datasets", "shards", "samples", "size"]]
     for name in store.names("shards", ""):
-        if store.exists(f"shards/{name}/index.parquet"):
-            index = store.read_table(f"shards/{name}/index.parquet", ["num_samples", "num_bytes"])
+        if store.exists(index_file(name)):
+            index = store.read_table(index_file(name), ["num_samples", "num_bytes"])
             samples, num_bytes = (sum(index[column].to_pylist()) for column in ("num_samples", "num_bytes"))
             rows.append([name, f"{index.num_rows:,}", f"{samples:,}", _size(num_bytes)])
         else:

@@ -6,31 +6,28 @@ by any number of workers, and again after a kill; from the index alone a dataset
 
 import hashlib
 import json
-import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.curate.rows import Rows
 from pipeline.curate.select import units_fingerprint
 from pipeline.curate.spec import HELDOUT, TRAIN
+from pipeline.dataset_files import dataset_file, index_file, refused_file
 from pipeline.each import Each
 from pipeline.errors import UserError
 from pipeline.recipe import ShardSpec
+from pipeline.sharding.commits import committed_shards, write_index
 from pipeline.sharding.order import Order, cut, make_order, send_part, sort_part, stale_selection
-from pipeline.sharding.write import REFUSED_SCHEMA, ShardJob, read_commit, shard_stem, write_shard
-from pipeline.shards import INDEX_SCHEMA
+from pipeline.sharding.write import ShardJob, write_shard
 from pipeline.store import Store, refuse_changes
 
 HELDOUT_SUFFIX = "-heldout"
 _SUFFIXES = {HELDOUT: HELDOUT_SUFFIX, TRAIN: ""}
 """By fate, the training shards last: their index says that all is there."""
-_INDEX_GROUP_SHARDS = 64
-"""Shards in a row group of the index: what its writer holds in memory."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +98,11 @@ def materialise(
         orders = _send(rows, name, captions, seed, datasets, each, report)
         for dataset, order in zip(datasets, orders, strict=True):
             if missing[dataset.name]:
-                rows.store.remove(_index(dataset.name))  # of a dataset of which shards were deleted
+                rows.store.remove(index_file(dataset.name))  # of a dataset of which shards were deleted
                 _write_shards(dataset, order, missing[dataset.name], spec, each, report)
     for dataset in datasets:
-        if not rows.store.exists(_index(dataset.name)):
-            _write_index(rows.store, dataset)
+        if not rows.store.exists(index_file(dataset.name)):
+            write_index(rows.store, dataset.name, dataset.num_shards)
     rows.store.remove(_plan(name))
     return read_summary(rows.store, name)
 
@@ -118,14 +115,6 @@ def read_summary(store: Store, name: str) -> DatasetSummary:
 
 def _plan(name: str) -> str:
     return f"shards/{name}/.plan"
-
-
-def _index(dataset: str) -> str:
-    return f"shards/{dataset}/index.parquet"
-
-
-def _refused(dataset: str) -> str:
-    return f"shards/{dataset}/refused.parquet"
 
 
 def _read_selection(rows: Rows, name: str) -> dict[str, Any]:
@@ -157,16 +146,14 @@ def _begin(
     """Check that shards already there belong to these values and this selection, or write the values down."""
     fingerprint = hashlib.sha256(json.dumps(selection, sort_keys=True).encode()).hexdigest()[:16]
     content = spec.model_dump(mode="json") | {"seed": seed, "selection": fingerprint}
-    folders = [f"shards/{name}{suffix}" for suffix in _SUFFIXES.values()]
-    both = " and ".join(store.path(folder) for folder in folders)
-    for folder in folders:
-        if store.exists(f"{folder}/dataset.json"):
+    both = " and ".join(store.path(f"shards/{name}{suffix}") for suffix in _SUFFIXES.values())
+    for file in (dataset_file(name + suffix) for suffix in _SUFFIXES.values()):
+        if store.exists(file):
             alternative = f"give the new shards another name with --set shards.name=NAME, or delete {both}"
-            known = store.read_json(f"{folder}/dataset.json")
-            refuse_changes(known, content, store.path(f"{folder}/dataset.json"), alternative)
-    for dataset in datasets:
-        if not store.exists(f"shards/{dataset.name}/dataset.json"):
-            store.write_json(f"shards/{dataset.name}/dataset.json", content)
+            refuse_changes(store.read_json(file), content, store.path(file), alternative)
+    for file in (dataset_file(dataset.name) for dataset in datasets):
+        if not store.exists(file):
+            store.write_json(file, content)
 
 
 def _captions(rows: Rows, spec: ShardSpec) -> tuple[str, ...]:
@@ -188,9 +175,8 @@ def _captions(rows: Rows, spec: ShardSpec) -> tuple[str, ...]:
 
 
 def _missing_shards(store: Store, dataset: Dataset) -> list[int]:
-    committed = set(store.names(f"shards/{dataset.name}", ".parquet"))
-    stems = (posixpath.basename(shard_stem(dataset.name, number)) for number in range(dataset.num_shards))
-    return [number for number, stem in enumerate(stems) if f"{stem}.parquet" not in committed]
+    committed = committed_shards(store, dataset.name)
+    return [number for number in range(dataset.num_shards) if number not in committed]
 
 
 def _send(
@@ -229,28 +215,13 @@ def _run(results: Iterator[Any]) -> None:
         pass
 
 
-def _write_index(store: Store, dataset: Dataset) -> None:
-    """Join the shards' rows; what was left out is written first."""
-    with (
-        store.writing(_index(dataset.name)) as index_stream,
-        pq.ParquetWriter(index_stream, INDEX_SCHEMA) as index,
-        store.writing(_refused(dataset.name)) as refused_stream,
-        pq.ParquetWriter(refused_stream, REFUSED_SCHEMA) as refused,
-    ):
-        for start in range(0, dataset.num_shards, _INDEX_GROUP_SHARDS):
-            numbers = range(start, min(start + _INDEX_GROUP_SHARDS, dataset.num_shards))
-            commits = [read_commit(store, shard_stem(dataset.name, number)) for number in numbers]
-            index.write_table(pa.concat_tables([row for row, _ in commits]).cast(INDEX_SCHEMA))
-            refused.write_table(pa.concat_tables([left_out for _, left_out in commits]))
-
-
 def _totals(store: Store, dataset: str) -> tuple[tuple[int, int, int], int]:
     """Samples, shards and bytes of a finished dataset, and samples that were left out; an absent one has none."""
-    if not store.exists(_index(dataset)):
+    if not store.exists(index_file(dataset)):
         return (0, 0, 0), 0
-    with store.reading(_index(dataset)) as stream:
+    with store.reading(index_file(dataset)) as stream:
         index = pq.read_table(stream, columns=["num_samples", "num_bytes"])
-    with store.reading(_refused(dataset)) as stream:
+    with store.reading(refused_file(dataset)) as stream:
         num_refused = pq.read_metadata(stream).num_rows
     num_samples, num_bytes = (int(index[name].to_numpy().sum()) for name in ("num_samples", "num_bytes"))
     return (num_samples, index.num_rows, num_bytes), num_refused

@@ -19,7 +19,6 @@ import torch
 import jobs.annotators  # noqa: F401 registers them
 from jobs.recipe import check_recipe
 from jobs.runs import open_run
-from jobs.tokenizer import count_tokens
 from model import (
     Decoding,
     EncodedSample,
@@ -37,11 +36,13 @@ from model import (
 from pipeline.annotate.annotator import Annotator, Batch, build_annotator
 from pipeline.annotate.columns import address, read_annotations, read_stored
 from pipeline.annotate.unit import annotate_unit
+from pipeline.dataset_files import index_file
 from pipeline.errors import UserError
 from pipeline.shards import Sample, ShardWriter, iter_samples
 from pipeline.store import Store
 from tests.stores import Stored, jpeg, make_store, noise
-from train.dataset import index_name
+from train.captions import CAPTION
+from train.lengths import count_tokens
 
 UNIT = "u00000000"
 WORDS = ("red", "green", "small", "tall", "boat", "house", "over", "under", "river", "lamp")
@@ -211,7 +212,7 @@ def begin_run(folder: Path) -> Path:
         for number in range(NUM_PAIRS):
             writer.add(Sample(f"{number:020x}", picture(number), caption(number), {}))
         writer.close()
-    store.write_table(index_name(recipe.shards.name), pa.table({"path": [path]}))
+    store.write_table(index_file(recipe.shards.name), pa.table({"path": [path]}))
     return open_run(recipe)
 
 
@@ -244,7 +245,7 @@ def test_tokens_are_counted_as_the_tokenizer_command_counts_them(loaded: LoadedM
     found = read_annotations(store, address(tokens), unit).columns["tokens"]
     assert found.type == pa.int32()
     with store.reading(unit.raw) as stream:
-        assert found.to_pylist() == count_tokens(iter_samples(stream), checkpoint)
+        assert found == count_tokens(iter_samples(stream), loaded.tokenizer, [CAPTION])[CAPTION]
     assert tokens.state() == loaded.tokenizer.fingerprint
 
 

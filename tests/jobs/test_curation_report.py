@@ -20,7 +20,7 @@ from pipeline.curate.rows import Part, Rows
 from pipeline.curate.summary import read_summary, summarise, summary_file
 from pipeline.each import in_turn
 from pipeline.errors import UserError
-from pipeline.shards import index_table
+from pipeline.shards import INDEX_SCHEMA
 from pipeline.store import Store
 from tests.selections import annotate_by_hand, write_selection
 from tests.stores import Stored, make_store, noise
@@ -238,7 +238,7 @@ def test_sizes_have_the_hubs_names(num: int, name: str) -> None:
 def test_inspect_says_what_is_there(rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_summary(rows.store, "demo") is None
     shard = {"path": "shards/demo/shard-000000.tar", "num_samples": 27, "num_bytes": 3_200_000}
-    rows.store.write_table("shards/demo/index.parquet", index_table([shard]))
+    rows.store.write_table("shards/demo/index.parquet", pa.Table.from_pylist([shard], schema=INDEX_SCHEMA))
     assert inspect_store(rows.store.root) == 0
     output = capsys.readouterr().out
     assert re.search(r"2 units", output)

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import EXIT_ENVIRONMENT, EXIT_FAILED_UNITS, UserError
-from pipeline.foreign_dataset import ForeignSummary, begin_index, finish_index, list_tars, write_tar_index
-from pipeline.sharding.write import read_commit
+from pipeline.errors import EXIT_ENVIRONMENT, EXIT_FAILED_UNITS, EXIT_USAGE, UserError
+from pipeline.foreign_dataset import ForeignSummary, begin_index, finish_index, write_foreign_index
+from pipeline.foreign_files import list_tars
 from pipeline.shards import INDEX_SCHEMA, parse_sample
 from pipeline.store import Store
-from tests.stores import noise
+from tests.stores import noise, shard_rows
 
 JPEG = noise(0, 40, 24)
 
@@ -44,7 +44,7 @@ def _run(source: str, store: Store, caption: str = "txt", name: str = "laion") -
     """What the verb does, without Ray. Returns the numbers of the tars that were read as well."""
     jobs = begin_index(store, name, source, caption, list_tars(source, store))
     for job in jobs:
-        write_tar_index(job, store)
+        write_foreign_index(job, store)
     return [job.number for job in jobs], finish_index(store, name)
 
 
@@ -52,7 +52,7 @@ def _captions(store: Store, caption: str = "txt", name: str = "laion") -> list[s
     """Of all samples in the order of the index, each by one ranged read."""
     return [
         parse_sample(store.read_range(row["path"], offset, size), caption).caption
-        for row in store.read_table(f"shards/{name}/index.parquet").to_pylist()
+        for row in shard_rows(store, name)
         for offset, size in zip(row["offsets"], row["sizes"], strict=True)
     ]
 
@@ -80,9 +80,9 @@ def test_the_layout_is_that_of_our_own_shards(store: Store, tmp_path: Path) -> N
     assert index.schema == INDEX_SCHEMA
     assert index["path"].to_pylist() == [str(tars / f"{n:05d}.tar") for n in range(3)]
     assert all(value.startswith("stat:") for value in index["sha256"].to_pylist())
-    assert index["widths"].to_pylist() == [[40] * 3] * 3
-    for number in range(3):
-        assert read_commit(store, f"shards/laion/shard-{number:06d}")[0].equals(index.slice(number, 1))
+    shards = shard_rows(store, "laion")
+    assert [shard["widths"] for shard in shards] == [[40] * 3] * 3
+    assert [{name: shard[name] for name in INDEX_SCHEMA.names} for shard in shards] == index.to_pylist()
     assert _captions(store) == [f"caption {number}/{n}" for number in range(3) for n in range(3)]
     assert {path: path.read_bytes() for path in tars.iterdir()} == before
 
@@ -143,7 +143,7 @@ def test_a_kill_at_any_moment_is_made_good(store: Store, tmp_path: Path) -> None
     undisturbed = Store(f"memory://{tmp_path.name}-undisturbed")
     _run(tars, undisturbed)
     jobs = begin_index(store, "laion", tars, "txt", list_tars(tars, store))
-    write_tar_index(jobs[1], store)
+    write_foreign_index(jobs[1], store)
     assert not store.exists("shards/laion/index.parquet")
     assert _run(tars, store)[0] == [0, 2]
     assert _visible(store) == _visible(undisturbed)
@@ -154,7 +154,7 @@ def test_a_tar_that_is_gone_is_an_error_and_nothing_is_touched(store: Store, tmp
     _run(str(tars), store)
     before = _visible(store)
     (tars / "00001.tar").unlink()
-    with pytest.raises(UserError, match=r"1 tars of the dataset are gone\n.*00001.tar"):
+    with pytest.raises(UserError, match=r"1 shards of the dataset are gone\n.*00001.tar"):
         _run(str(tars), store)
     assert _visible(store) == before
 
@@ -177,13 +177,10 @@ def test_values_that_are_none(store: Store, tmp_path: Path, name: str, caption: 
         _run(str(_write_tars(tmp_path / "tars")), store, caption, name)
 
 
-def test_no_tars_and_tables_of_images(store: Store, tmp_path: Path) -> None:
-    for source in (tmp_path / "absent", tmp_path):
-        with pytest.raises(UserError, match="no tars here"):
-            list_tars(str(source), store)
+def test_no_tars(store: Store, tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [JPEG]}), tmp_path / "a.parquet")
-    for source in (tmp_path, tmp_path / "a.parquet", tmp_path / "*.parquet"):
-        with pytest.raises(UserError, match="images_parquet"):
+    for source in (tmp_path / "absent", tmp_path, tmp_path / "*.parquet"):
+        with pytest.raises(UserError, match=r"no tars here(.|\n)*of tables \*\.parquet"):
             list_tars(str(source), store)
 
 
@@ -212,9 +209,9 @@ def test_what_is_left_out_is_counted_and_listed(store: Store, tmp_path: Path) ->
 # ---------------------------------------------------------------- the verb
 
 
-def _index(tars: str, store: str, name: str, *caption: str) -> tuple[int, str]:
-    options = ["--store", store, "--name", name, *(part for one in caption for part in ("--caption", one))]
-    command = [sys.executable, "-m", "jobs.cli", "index", tars, *options]
+def _index(files: str, store: str, name: str, *options: str) -> tuple[int, str]:
+    options = ("--store", store, "--name", name, *options)
+    command = [sys.executable, "-m", "jobs.cli", "index", files, *options]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     return process.returncode, process.stdout + process.stderr
 
@@ -250,3 +247,22 @@ def test_a_tar_that_cannot_be_read_is_named_and_the_dataset_waits_for_it(tmp_pat
     (tars / "absent").write_bytes(_tar(1))
     code, output = _index(f"{tars}/*.tar", store.root, "laion")
     assert (code, len(_captions(store))) == (0, 9)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_verb_indexes_tables_and_says_what_it_can_read_of_them(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    table = pa.table({"jpg": [JPEG] * 7, "text": ["a picture"] * 6 + [None]})
+    pq.write_table(table, tmp_path / "photos.parquet", row_group_size=3)
+    source, options = str(tmp_path / "*.parquet"), ("--image", "jpg", "--caption", "text")
+    code, output = _index(source, store.root, "photos")
+    assert code == EXIT_USAGE
+    assert "those with images are: jpg" in output
+    code, output = _index(source, store.root, "photos", *options)
+    assert code == 0, output
+    assert "6 samples in 3 row groups" in output
+    assert "no_caption 1" in output
+    assert [len(shard["keys"]) for shard in shard_rows(store, "photos")] == [3, 3, 0]
+    code, output = _index(source, store.root, "photos", *options)
+    assert (code, "3 row groups, 0 still to index" in output) == (0, True)

@@ -25,6 +25,7 @@ from jobs.demo.urls import write_url_table
 from jobs.recipe import load_recipe
 from pipeline.outcomes import SUCCESS
 from pipeline.store import Store
+from tests.stores import shard_rows
 
 NUM_KILLS = 3
 
@@ -69,7 +70,7 @@ def test_three_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -
 
     ledgers = [store.read_table(f"ledger/{name}").to_pylist() for name in store.names("ledger", ".parquet")]
     kept = [row["key"] for ledger in ledgers for row in ledger if row["status"] == SUCCESS]
-    stored = [key for keys in store.read_table("shards/demo/index.parquet")["keys"].to_pylist() for key in keys]
+    stored = [key for shard in shard_rows(store, "demo") for key in shard["keys"]]
     assert len(stored) == len(set(stored))
     assert set(stored) <= set(kept)
 

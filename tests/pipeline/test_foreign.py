@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.processing_genlip import load_rgb
-from pipeline.foreign import CUT_SHORT, NOT_A_TAR, TarIndex, index_tar
+from pipeline.foreign import CUT_SHORT, NOT_A_TAR, ForeignIndex, index_tar
 from pipeline.shards import Sample, ShardWriter, parse_sample
 from pipeline.store import Store
 from pipeline.tar import split_name
@@ -56,17 +56,17 @@ def _sample(key: str, caption: str = "a cat", **further: bytes) -> list[tuple[st
     return [(f"{key}.jpg", JPEG), (f"{key}.txt", caption.encode()), *((f"{key}.{e}", b) for e, b in further.items())]
 
 
-def _index(folder: Path, tar: bytes, caption: str = "txt") -> TarIndex:
+def _index(folder: Path, tar: bytes, caption: str = "txt") -> ForeignIndex:
     path = folder / "a.tar"
     path.write_bytes(tar)
     return index_tar(str(path), len(tar), caption)
 
 
-def _spans(index: TarIndex, tar: bytes) -> list[bytes]:
+def _spans(index: ForeignIndex, tar: bytes) -> list[bytes]:
     return [tar[offset : offset + size] for offset, size in zip(index.offsets, index.sizes, strict=True)]
 
 
-def _reasons(index: TarIndex) -> list[tuple[str, str]]:
+def _reasons(index: ForeignIndex) -> list[tuple[str, str]]:
     return [(one.key, one.reason) for one in index.left_out]
 
 
@@ -328,7 +328,7 @@ def test_what_is_no_tar_says_so(tmp_path: Path, body: bytes) -> None:
 
 
 def test_a_tar_without_members_is_one(tmp_path: Path) -> None:
-    assert _index(tmp_path, _tar([])) == TarIndex()
+    assert _index(tmp_path, _tar([])) == ForeignIndex()
 
 
 def test_a_file_that_is_gone_is_an_error_of_the_system(tmp_path: Path) -> None:

@@ -14,12 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.shards import (
-    INDEX_SCHEMA,
     NoCaption,
     Sample,
     ShardError,
     ShardWriter,
-    index_table,
     iter_samples,
     parse_sample,
 )
@@ -174,13 +172,3 @@ def test_the_caption_may_stand_in_a_field_of_the_json() -> None:
     for field in ("n", "absent"):
         with pytest.raises(NoCaption, match=f"lacks json:{field}"):
             list(iter_samples(io.BytesIO(tar), f"json:{field}"))
-
-
-def test_the_index_has_its_schema_and_refuses_a_wrong_type() -> None:
-    row = {"path": "a.tar", "num_samples": 1, "num_bytes": 9, "sha256": "", "keys": ["k"], "offsets": [0]}
-    row |= {"sizes": [9], "widths": [3], "heights": [4]}
-    table = index_table([row])
-    assert table.schema == INDEX_SCHEMA
-    assert table.to_pylist() == [row]
-    with pytest.raises(ValueError, match="many"):
-        index_table([row | {"num_samples": "many"}])

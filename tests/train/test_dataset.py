@@ -4,14 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dataset_files import index_file
 from pipeline.errors import UserError
 from pipeline.shards import INDEX_SCHEMA
 from pipeline.store import Store
-from train.dataset import first_samples, index_name, open_dataset
+from tests.stores import shard_rows
+from train.dataset import first_samples, open_dataset
 from train.jsonl import append_line, read_lines
 
 
@@ -23,29 +26,28 @@ def store(small_store: Path, tmp_path: Path) -> Store:
 
 @pytest.mark.parametrize("limit", [0, 1, 60, 90, 10**6])
 def test_the_first_samples_come_in_the_order_of_the_index(store: Store, limit: int) -> None:
-    index = store.read_table(index_name("demo"))
-    keys = [key for keys in index["keys"].to_pylist() for key in keys]
+    keys = [key for shard in shard_rows(store, "demo") for key in shard["keys"]]
     found = list(first_samples(open_dataset(store, "demo"), limit))
     assert [sample.key for sample in found] == keys[:limit]
     assert all(sample.image and sample.caption for sample in found)
 
 
-def test_a_dataset_is_known_by_its_shards_alone(store: Store) -> None:
-    """Of the index only a few columns are read: the lists of a large one would not fit into memory."""
-    table = store.read_table(index_name("demo"))
+def test_a_dataset_is_known_by_the_content_of_its_shards_and_their_order(store: Store) -> None:
+    table = store.read_table(index_file("demo"))
     original = open_dataset(store, "demo")
-    store.write_table(index_name("short"), table.select(["path", "num_samples", "num_bytes", "sha256"]))
-    short = open_dataset(store, "short")
-    assert (short.num_samples, short.fingerprint) == (original.num_samples, original.fingerprint)
-    assert original.num_samples == sum(map(len, table["keys"].to_pylist()))
-    store.write_table(index_name("short"), table.slice(1))
-    assert open_dataset(store, "short").fingerprint != original.fingerprint
+    assert original.num_samples == sum(len(shard["keys"]) for shard in shard_rows(store, "demo"))
+    store.write_table(index_file("copy"), table)
+    assert open_dataset(store, "copy").fingerprint == original.fingerprint
+    changed_sha256 = table.set_column(3, "sha256", pa.array([f"{n}" for n in range(len(table))]))
+    for other in (table.slice(1), table[::-1], changed_sha256):
+        store.write_table(index_file("copy"), other)
+        assert open_dataset(store, "copy").fingerprint != original.fingerprint
 
 
 def test_what_is_not_there_is_said_with_the_command_that_makes_it(store: Store) -> None:
     with pytest.raises(UserError, match=r"no such shards(.|\n)*genlip curate RECIPE"):
         open_dataset(store, "elsewhere")
-    store.write_table(index_name("empty"), INDEX_SCHEMA.empty_table())
+    store.write_table(index_file("empty"), INDEX_SCHEMA.empty_table())
     with pytest.raises(UserError, match=r"empty(.|\n)*genlip curate RECIPE"):
         open_dataset(store, "empty")
 

@@ -17,7 +17,8 @@ import train
 from jobs.runs import read_run
 from model import GenLIP
 from pipeline.errors import UserError
-from pipeline.foreign_dataset import begin_index, finish_index, list_tars, write_tar_index
+from pipeline.foreign_dataset import begin_index, finish_index, write_foreign_index
+from pipeline.foreign_files import list_tars
 from pipeline.store import Store
 from train.audit import audit_run
 from train.consumed import bad_samples, consumed_file
@@ -312,7 +313,7 @@ def test_tars_of_others_are_read_where_they_lie(
             tar.write({"__key__": sample.key, "jpg": sample.image, "json": {"alt": sample.caption}})
     tars = list_tars(str(foreign), store)
     for job in begin_index(store, "others", str(foreign), "json:alt", tars):
-        write_tar_index(job, store)
+        write_foreign_index(job, store)
     finish_index(store, "others")
     sources = "{own: {dataset: demo, weight: 1}, others: {dataset: others, weight: 1}}"
     run_dir = make_run(f"store={store.root}", f"train.sources={sources}")

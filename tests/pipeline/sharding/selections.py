@@ -9,12 +9,13 @@ import pyarrow as pa
 
 from pipeline.curate.rows import open_rows
 from pipeline.curate.select import units_fingerprint
+from pipeline.dataset_files import index_file
 from pipeline.each import in_turn
 from pipeline.recipe import ShardSpec
 from pipeline.sharding.dataset import DatasetSummary, materialise
 from pipeline.shards import INDEX_SCHEMA, Sample, iter_samples, parse_sample
 from pipeline.store import Store
-from tests.stores import Stored, make_store, noise
+from tests.stores import Stored, make_store, noise, shard_rows
 
 SMALL_JPEG = noise(0)
 
@@ -55,12 +56,11 @@ def make(store: Store, name: str = "d", shard_samples: int = 7, seed: int = 1) -
 
 def read_dataset(store: Store, dataset: str) -> list[Sample]:
     """All samples of a dataset through its index, checked against the index on the way."""
-    if not store.exists(f"shards/{dataset}/index.parquet"):
+    if not store.exists(index_file(dataset)):
         return []
-    index = store.read_table(f"shards/{dataset}/index.parquet")
-    assert index.schema.equals(INDEX_SCHEMA)
+    assert store.read_table(index_file(dataset)).schema.equals(INDEX_SCHEMA)
     samples: list[Sample] = []
-    for row in index.to_pylist():
+    for row in shard_rows(store, dataset):
         tar = store.read(row["path"])
         assert (len(tar), hashlib.sha256(tar).hexdigest()) == (row["num_bytes"], row["sha256"])
         inside = list(iter_samples(io.BytesIO(tar)))
@@ -78,7 +78,7 @@ def keys(store: Store, dataset: str) -> list[str]:
 
 
 def shard_sizes(store: Store, dataset: str) -> list[int]:
-    sizes: list[int] = store.read_table(f"shards/{dataset}/index.parquet")["num_samples"].to_pylist()
+    sizes: list[int] = store.read_table(index_file(dataset))["num_samples"].to_pylist()
     return sizes
 
 

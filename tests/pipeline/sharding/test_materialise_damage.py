@@ -16,8 +16,8 @@ from pipeline.each import in_turn
 from pipeline.errors import UserError
 from pipeline.raw import Scratch
 from pipeline.recipe import ShardSpec
+from pipeline.sharding.commits import REFUSED_SCHEMA
 from pipeline.sharding.dataset import materialise
-from pipeline.sharding.write import REFUSED_SCHEMA
 from pipeline.shards import parse_sample
 from pipeline.store import Store
 from tests.pipeline.sharding.selections import (

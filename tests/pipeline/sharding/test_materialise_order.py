@@ -21,6 +21,7 @@ from tests.pipeline.sharding.selections import (
     shard_sizes,
     write_selection,
 )
+from tests.stores import shard_rows
 
 FATES = ("train", "train", "train", "heldout", "too_short")
 
@@ -146,7 +147,7 @@ def test_the_samples_of_a_unit_are_spread_over_the_shards() -> None:
     store = numbered_store([range(50 * unit, 50 * unit + 50) for unit in range(6)])
     write_selection(store, "d")
     make(store, shard_samples=60)
-    for row in store.read_table("shards/d/index.parquet").to_pylist():
+    for row in shard_rows(store, "d"):
         units = Counter(int(key, 16) // 50 for key in row["keys"])
         assert len(units) == 6  # ten of each are expected
         assert max(units.values()) < 30
@@ -160,6 +161,6 @@ def test_the_samples_are_those_of_the_store() -> None:
     make(store)
     for sample in read_dataset(store, "d"):
         assert sample.caption == f"the picture {sample.key}"
-    for row in store.read_table("shards/d/index.parquet").to_pylist():
+    for row in shard_rows(store, "d"):
         assert row["widths"] == [32] * row["num_samples"]
         assert row["heights"] == [24] * row["num_samples"]
