@@ -24,6 +24,15 @@ from pipeline.errors import EXIT_ENVIRONMENT, UserError
 FORMAT_VERSION = 2
 STORE_FILE = "store.json"
 
+for _protocol, _class in {
+    "s3": "object_store.S3FileSystem",
+    "gs": "object_store.GoogleFileSystem",
+    "az": "object_store.AzureFileSystem",
+    "http": "web_files.WebFileSystem",
+    "https": "web_files.WebFileSystem",
+}.items():  # imported when such a URL is opened
+    fsspec.register_implementation(_protocol, f"pipeline.{_class}", clobber=True)
+
 
 def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path inside it.
@@ -139,13 +148,19 @@ class Store:
             yield cast(BinaryIO, stream)
 
     def read(self, name: str) -> bytes:
-        with self.reading(name) as stream:
-            return stream.read()
+        store, name = self.locate(name)
+        return cast(bytes, store._fs.cat_file(store.path(name)))
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; fewer where the file ends."""
         store, name = self.locate(name)
         return cast(bytes, store._fs.cat_file(store.path(name), start=offset, end=offset + size))
+
+    def request_range(self, name: str, offset: int, size: int) -> bytes:
+        """As `read_range`, but what fails is not tried again here: for callers that do so."""
+        store, name = self.locate(name)
+        request = getattr(store._fs, "request_range", store._fs.cat_file)
+        return cast(bytes, request(store.path(name), offset, offset + size))
 
     def read_ranges(self, name: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         """The bytes at each (offset, size), opening the file once."""
@@ -210,12 +225,21 @@ def check_store(root: str, content: dict[str, Any]) -> Store:
     """The store, which may not exist yet.
 
     Raises:
-        UserError: It was begun by another recipe (the differing keys are named).
+        UserError: It was begun by another recipe (the differing keys are named), or cannot be read.
     """
     store = Store(root)
-    if not store.exists(STORE_FILE):
-        return store
-    known = store.read_json(STORE_FILE)
+    try:
+        if not store.exists(STORE_FILE):
+            return store
+        known = store.read_json(STORE_FILE)
+    except OSError as error:
+        raise UserError(
+            "the store cannot be read",
+            where=root,
+            why=error.strerror or str(error),
+            next_step="check the path; for an object store also the bucket, and the credentials in the environment",
+            exit_code=EXIT_ENVIRONMENT,
+        ) from error
     if known["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"the store has format {known['format_version']}, this version reads {FORMAT_VERSION}",

@@ -107,7 +107,7 @@ class ShardReader:
         return body
 
     def _read_remote(self, store: Store, path: str, offset: int, size: int, version: str) -> bytes:
-        request = partial(store.read_range, path)
+        request = partial(store.request_range, path)
         if self._cache is None:
             return self._remote.read(request, offset, size, size)
         return self._cache.read(f"{store.root}\n{path}\n{version}", offset, size, partial(self._remote.read, request))

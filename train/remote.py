@@ -5,10 +5,11 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
+from io import UnsupportedOperation
 from itertools import accumulate
 from math import exp2, inf, log2
-from queue import SimpleQueue
-from threading import BoundedSemaphore, Condition, Lock, Semaphore, Thread
+from queue import Empty, SimpleQueue
+from threading import BoundedSemaphore, Lock, Thread
 
 from train.counters import Counters
 
@@ -17,7 +18,12 @@ _HEDGED_SHARE = 0.05
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
 RangeRequest = Callable[[int, int], bytes]
-"""(offset, size) -> the range's bytes, maybe fewer. Raises FileNotFoundError if there is no file, else anything."""
+"""(offset, size) -> the range's bytes, maybe fewer.
+
+Raises FileNotFoundError if there is no file, UnsupportedOperation if the server has no ranges, else anything.
+"""
+_Answer = bytes | Exception
+_Task = tuple[Callable[[], bytes], Callable[[_Answer], None]]
 
 
 class RemoteReader:
@@ -59,7 +65,7 @@ class RemoteReader:
             try:
                 part = self._attempt(partial(request, offset, size))
                 break
-            except FileNotFoundError:
+            except (FileNotFoundError, UnsupportedOperation):
                 raise
             except OSError:
                 if failures == self._retries:
@@ -69,26 +75,29 @@ class RemoteReader:
                 self._counters.add(retries=1)
         if not part:
             raise OSError(f"the file ends at byte {offset}")
-        if len(part) > size:
-            # Whoever ignores the range sends the whole file. That is longer than any range but one from the beginning.
-            self._counters.add(bytes_wasted=len(part))
-            raise OSError(f"the server does not serve ranges: it sent {len(part)} bytes for {size}")
         return part
 
     def _attempt(self, request: Callable[[], bytes]) -> bytes:
         """The first answer to a request, which is sent a second time when that takes long."""
         began = time.monotonic()
         race = _Race(request, self._workers, self._counters)
-        race.start()
-        usual_s = self._latencies.usual_s()
-        is_slow = usual_s < self._timeout_s and not race.wait(usual_s)
-        if is_slow and self._hedges and self._hedges.acquire(blocking=False):
+        race.send()
+        answer = race.wait(min(self._latencies.usual_s, self._timeout_s))
+        is_hedged = answer is None and time.monotonic() - began < self._timeout_s and self._may_hedge()
+        if is_hedged:
             self._counters.add(hedges=1)
-            race.start(when_all_ended=self._hedges.release)
-        race.wait(began + self._timeout_s - time.monotonic())
-        body = race.result(TimeoutError(f"no answer in {self._timeout_s:g} s"))
-        self._latencies.add(time.monotonic() - began)
-        return body
+            race.send()
+        if answer is None:
+            answer = race.wait(began + self._timeout_s - time.monotonic())
+        race.leave(self._hedges.release if is_hedged and self._hedges else None)
+        if isinstance(answer, bytes):
+            self._latencies.add(time.monotonic() - began)
+            return answer
+        error = answer or TimeoutError(f"no answer in {self._timeout_s:g} s")
+        raise error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}") from error
+
+    def _may_hedge(self) -> bool:
+        return self._hedges is not None and self._hedges.acquire(blocking=False)
 
 
 class _Race:
@@ -98,73 +107,74 @@ class _Race:
         self._request = request
         self._workers = workers
         self._counters = counters
-        self._changed = Condition()
-        self._num_running = 0
-        self._body: bytes | None = None
-        self._error: Exception | None = None
-        self._is_over = False
-        self._when_all_ended: Callable[[], None] | None = None
+        self._answers: SimpleQueue[_Answer] = SimpleQueue()
+        self._num_awaited = 0
 
-    def start(self, when_all_ended: Callable[[], None] | None = None) -> None:
-        """Send the request once more."""
-        with self._changed:
-            self._num_running += 1
-            self._when_all_ended = when_all_ended
+    def send(self) -> None:
+        """Send the request, once more if it was sent before."""
         self._counters.add(requests=1)
-        self._workers.run(self._run)
+        self._num_awaited += 1
+        self._workers.run(self._request, self._answers.put)
 
-    def wait(self, timeout_s: float) -> bool:
-        """Until there is a good answer or nothing to wait for. Returns whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._body is not None or not self._num_running, timeout_s)
+    def wait(self, timeout_s: float) -> "_Answer | None":
+        """The first good answer, or the last error if there is none; None when the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                answer = self._answers.get(timeout=max(deadline - time.monotonic(), 0))
+            except Empty:
+                return None
+            self._num_awaited -= 1
+            if isinstance(answer, bytes):
+                self._counters.add(bytes_fetched=len(answer))
+                return answer
+            if not self._num_awaited:
+                return answer
 
-    def result(self, too_late: Exception) -> bytes:
-        """The answer, or its error; `too_late` if there is neither. What comes later is wasted."""
-        with self._changed:
-            self._is_over = True
-            if self._body is not None:
-                return self._body
-            error = self._error or too_late
-        if isinstance(error, OSError):
-            raise error
-        raise OSError(f"{type(error).__name__}: {error}") from error
+    def leave(self, when_all_ended: Callable[[], None] | None) -> None:
+        """Have the answers that are still to come counted as wasted."""
+        if self._num_awaited:
+            self._workers.run(self._waste, lambda _: when_all_ended() if when_all_ended else None)
+        elif when_all_ended:
+            when_all_ended()
 
-    def _run(self) -> None:
-        body, error = b"", None
-        try:
-            body = self._request()
-        except Exception as caught:  # noqa: BLE001 each file system has its own errors; `result` raises them
-            error = caught
-        with self._changed:
-            self._num_running -= 1
-            is_late = self._is_over or self._body is not None
-            if error is not None:
-                self._error = error
-            elif not is_late:
-                self._body = body
-            last_act = self._when_all_ended if not self._num_running else None
-            self._counters.add(bytes_fetched=len(body), bytes_wasted=len(body) if is_late else 0)
-            self._changed.notify()
-        if last_act is not None:
-            last_act()
+    def _waste(self) -> bytes:
+        for _ in range(self._num_awaited):
+            answer = self._answers.get()
+            if isinstance(answer, bytes):
+                self._counters.add(bytes_fetched=len(answer), bytes_wasted=len(answer))
+        return b""
 
 
 class _Workers:
-    """Threads that run calls. One more starts when all are busy: a call that hangs holds up no other, nor the exit."""
+    """Threads that run calls. One more starts when all are busy: a call that hangs holds up no other, nor the exit.
+
+    Each has a queue of its own, and the one that was busy last is taken first: of Python's ways to hand something to
+    another thread the cheapest, where all of them cost as much as a small request itself.
+    """
 
     def __init__(self) -> None:
-        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._idle = Semaphore(0)
+        self._idle: list[SimpleQueue[_Task]] = []
 
-    def run(self, call: Callable[[], None]) -> None:
-        self._calls.put(call)
-        if not self._idle.acquire(blocking=False):
-            Thread(target=self._work, name="range-request", daemon=True).start()
+    def run(self, call: Callable[[], bytes], then: Callable[["_Answer"], None]) -> None:
+        """Give `then` what a call returns or raises, in another thread."""
+        try:
+            tasks = self._idle.pop()
+        except IndexError:
+            tasks = SimpleQueue()
+            Thread(target=self._work, args=(tasks,), name="range-request", daemon=True).start()
+        tasks.put((call, then))
 
-    def _work(self) -> None:
+    def _work(self, tasks: "SimpleQueue[_Task]") -> None:
         while True:
-            self._calls.get()()
-            self._idle.release()
+            call, then = tasks.get()
+            answer: _Answer
+            try:
+                answer = call()
+            except Exception as error:  # noqa: BLE001 each file system has its own errors; they are raised to the reader
+                answer = error
+            self._idle.append(tasks)  # before the answer: who waits for it may ask again at once
+            then(answer)
 
 
 class _Latencies:
@@ -175,20 +185,22 @@ class _Latencies:
 
     def __init__(self) -> None:
         self._counts = [0] * self._NUM_BINS
+        self._num_known = 0
         self._lock = Lock()
+        self.usual_s = inf
+        """In which all but the slowest were done; infinite while few are known."""
 
     def add(self, seconds: float) -> None:
         at = int(4 * log2(max(seconds / self._SHORTEST_S, 1)))
         with self._lock:
             self._counts[min(at, self._NUM_BINS - 1)] += 1
-            if sum(self._counts) >= self._MOST:
-                self._counts = [count // 2 for count in self._counts]
+            self._num_known += 1
+            if self._num_known % self._FEWEST == 0:
+                self._renew()
 
-    def usual_s(self) -> float:
-        """In which all but the slowest were done; infinite while few are known."""
-        with self._lock:
-            totals = list(accumulate(self._counts))
-        if totals[-1] < self._FEWEST:
-            return inf
+    def _renew(self) -> None:
+        totals = list(accumulate(self._counts))
         at = bisect_left(totals, totals[-1] * (1 - _HEDGED_SHARE))
-        return self._SHORTEST_S * exp2((at + 1) / 4)
+        self.usual_s = self._SHORTEST_S * exp2((at + 1) / 4)
+        if totals[-1] >= self._MOST:
+            self._counts = [count // 2 for count in self._counts]

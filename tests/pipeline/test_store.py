@@ -11,13 +11,18 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.store import Store, open_store
+from tests.s3_server import s3_root
 
 CONTENT = {"unit_samples": 100, "image": {"size_px": 384}, "filters": [{"caption_words": {"min": 2}}]}
 
 
-@pytest.fixture(params=["folder", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store") if request.param == "folder" else f"memory://{tmp_path.name}")
+@pytest.fixture(params=["folder", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "s3":
+        with s3_root() as root:
+            yield Store(root)
+    else:
+        yield Store(str(tmp_path / "store") if request.param == "folder" else f"memory://{tmp_path.name}")
 
 
 def _all_files(folder: Path) -> list[str]:
