@@ -29,7 +29,8 @@ class EncodedSample:
     """One image with its text as token ids.
 
     Attributes:
-        patches: [P, C, p, p], row-major over the grid; uint8 pixels, or float32 if already normalised to [-1, 1].
+        patches: [P, C, p, p] in any memory order, row-major over the grid; uint8 pixels, or float32 if already
+            normalised to [-1, 1].
         grid: (rows, columns) of patches.
         prompt_ids: seen by the model, no loss; may be empty.
         caption_ids: trained on; ends with the two ending ids (`tokenizer.ending_ids`), added by the caller. Without

@@ -26,12 +26,15 @@ class PatchEmbedding(nn.Conv2d):
     """A patch-sized convolution as the matrix product that it is; uint8 pixels are normalised here, on the device."""
 
     def forward(self, patches_NCPP: Tensor) -> Tensor:
-        """[N, C, p, p] to [N, D]."""
+        """[N, C, p, p] to [N, D]; channels may also be last in memory, as images are decoded."""
         if patches_NCPP.dtype == torch.uint8:
             patches_NCPP = normalise(patches_NCPP)
+        weight_DCPP = self.weight
+        if len(patches_NCPP) and patches_NCPP.is_contiguous(memory_format=torch.channels_last):
+            patches_NCPP, weight_DCPP = patches_NCPP.permute(0, 2, 3, 1), weight_DCPP.permute(0, 2, 3, 1)
         # With an empty batch the patch size may be unknown, so the length is given instead of inferred.
         flat = patches_NCPP.reshape(len(patches_NCPP), self.weight[0].numel())
-        return F.linear(flat.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+        return F.linear(flat.to(self.weight.dtype), weight_DCPP.flatten(1), self.bias)
 
 
 class VisionEmbeddings(nn.Module):

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.tar import END_OF_TAR, Read, TarError, iter_groups
+from pipeline.tar import END_OF_TAR, Member, Read, TarError, iter_groups, iter_members, split_name
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_FILE = "txt"
@@ -121,10 +121,30 @@ def parse_sample(members: bytes, caption: str = CAPTION_FILE) -> Sample:
     Raises:
         ShardError: The bytes are not the members of one sample.
     """
-    samples = list(_samples(lambda offset, size: members[offset : offset + size], caption, len(members)))
-    if len(samples) != 1:
-        raise ShardError(f"expected the members of one sample, found {len(samples)}")
-    return samples[0]
+    key, parts, seen = "", dict[str, bytes](), set[str]()
+    try:
+        for member in iter_members(lambda offset, size: members[offset : offset + size], len(members)):
+            member_key, extension = split_name(member.name)
+            if not member_key:
+                continue
+            if seen and (member_key != key or extension in seen):
+                raise ShardError(f"expected the members of one sample, {key}, found {member.name}")
+            key = member_key
+            seen.add(extension)
+            if extension in _READ_EXTENSIONS:
+                parts[extension] = _body(members, member)
+    except TarError as error:
+        raise ShardError(f"not a whole tar: {error}") from error
+    if not seen:
+        raise ShardError("expected the members of one sample, found none")
+    return assemble(key, parts, caption)
+
+
+def _body(members: bytes, member: Member) -> bytes:
+    body = members[member.offset : member.offset + member.size]
+    if len(body) != member.size:
+        raise ShardError(f"{member.name} is cut short")
+    return body
 
 
 def iter_samples(stream: BinaryIO, caption: str = CAPTION_FILE) -> Iterator[Sample]:
@@ -141,9 +161,9 @@ def iter_samples(stream: BinaryIO, caption: str = CAPTION_FILE) -> Iterator[Samp
     return _samples(read, caption)
 
 
-def _samples(read: Read, caption: str, end: int = -1) -> Iterator[Sample]:
+def _samples(read: Read, caption: str) -> Iterator[Sample]:
     try:
-        for group in iter_groups(read, end):
+        for group in iter_groups(read):
             parts: dict[str, bytes] = {}
             for extension in _READ_EXTENSIONS & group.members.keys():
                 member = group.members[extension]

@@ -94,15 +94,15 @@ def iter_members(read: Read, end: int = -1) -> Iterator[Member]:
         at, start, longer = body_at + _padded(size), -1, {}
 
 
-def iter_groups(read: Read, end: int = -1) -> Iterator[Group]:
-    """The samples of a tar, in order; a repeated extension begins another one. Arguments as of `iter_members`.
+def iter_groups(read: Read) -> Iterator[Group]:
+    """The samples of a tar, in order; a repeated extension begins another one.
 
     Raises:
         TarError: As `iter_members` does, after the sample up to there, which may lack members or its last one's end.
     """
     group_key, members = "", dict[str, Member]()
     try:
-        for member in iter_members(read, end):
+        for member in iter_members(read):
             key, extension = split_name(member.name)
             if not key:
                 continue

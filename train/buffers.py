@@ -19,11 +19,11 @@ class PatchBuffers:
         num_patches: In each buffer.
         patch_px: Side of a patch.
         """
-        self._shape = (num_patches, 3, patch_px, patch_px)
+        self._shape = (num_patches, patch_px, patch_px, 3)
         self._free: list[NDArray[np.uint8]] = []
 
     def take(self) -> torch.Tensor:
-        """A buffer, uint8 [num_patches, 3, p, p], with whatever is in it."""
+        """A buffer, uint8 [num_patches, p, p, 3], with whatever is in it."""
         try:
             buffer = self._free.pop()
         except IndexError:

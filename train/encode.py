@@ -1,10 +1,9 @@
-"""One stored sample to the tokens the model reads: the same rule for planning and training."""
+"""A stored caption and image to the tokens the model reads: the same rule for planning and training."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model import EncodedSample, ImageProcessor, Tokenizer
-from pipeline.shards import Sample
+from model import ImageProcessor, Tokenizer
 from train.pixels import image_pixels, write_patches
 from train.recipe import ModelSpec
 
@@ -24,30 +23,28 @@ class PlanMismatch(ValueError):
     """A sample is not as long as it was planned: the store or the tokenizer has changed."""
 
 
-def encode_sample(
-    sample: Sample,
-    processor: ImageProcessor,
-    tokenizer: Tokenizer,
-    max_caption_tokens: int,
-    num_tokens: int,
-    patches_out: NDArray[np.uint8],
-) -> EncodedSample:
-    """Decode, resize and cut into patches; tokenise and end the caption.
+def encode_caption(caption: str, tokenizer: Tokenizer, max_caption_tokens: int) -> list[int]:
+    """Tokenise and end a caption: the ids that are trained on."""
+    return [*tokenizer.encode(caption)[:max_caption_tokens], *tokenizer.ending_ids]
+
+
+def encode_image(image: bytes, processor: ImageProcessor, patches_out: NDArray[np.uint8]) -> tuple[int, int]:
+    """Decode, resize and cut into patches.
 
     Args:
-        num_tokens: As planned.
-        patches_out: [P, 3, p, p], for as many patches as planned; the result refers to it.
+        image: A file's content.
+        processor: Decides the size.
+        patches_out: [P, p, p, 3], for as many patches as planned.
+
+    Returns:
+        (rows, columns) of patches.
 
     Raises:
         ModelError: The image cannot be decoded.
-        PlanMismatch: It has other numbers of patches or tokens.
+        PlanMismatch: It has another number of patches.
     """
-    pixels, grid = image_pixels(sample.image, processor)
+    pixels, grid = image_pixels(image, processor)
     if grid[0] * grid[1] != len(patches_out):
         raise PlanMismatch(f"a sample has {grid[0] * grid[1]} patches, {len(patches_out)} were planned")
     write_patches(pixels, grid, patches_out)
-    caption_ids = tokenizer.encode(sample.caption)[:max_caption_tokens]
-    encoded = EncodedSample(patches_out, grid, tokenizer.prompt_ids, [*caption_ids, *tokenizer.ending_ids])
-    if encoded.num_tokens != num_tokens:
-        raise PlanMismatch(f"a sample has {encoded.num_tokens} tokens, {num_tokens} were planned")
-    return encoded
+    return grid

@@ -232,5 +232,5 @@ class _Ahead:
             if start != end:  # a row before it has bad samples
                 patches.numpy()[end : end + num_patches] = patches.numpy()[start : start + num_patches]
             end += num_patches
-        packed = pack_rows([samples for samples, _ in rows], self._spec.row_tokens, patches[:end])
+        packed = pack_rows([samples for samples, _ in rows], self._spec.row_tokens, patches[:end].permute(0, 3, 1, 2))
         return packed, [source for _, sources in rows for source in sources]

@@ -48,9 +48,8 @@ def image_pixels(image: bytes, processor: ImageProcessor) -> tuple[Pixels, tuple
     Raises:
         ModelError: It is no image, is cut short, or its sides are beyond what the model takes.
     """
-    pixels, (width, height) = _decode_jpeg(image, processor) or _decode_any(image)
-    num_rows, num_columns = grid = processor.grid(width, height)
-    return _resize(pixels, num_columns * processor.patch_size, num_rows * processor.patch_size), grid
+    pixels, grid = _decode_jpeg(image, processor) or _decode_any(image, processor)
+    return _resize(pixels, grid[1] * processor.patch_size, grid[0] * processor.patch_size), grid
 
 
 def write_patches(pixels: Pixels, grid: tuple[int, int], patches_out: NDArray[np.uint8]) -> None:
@@ -59,31 +58,32 @@ def write_patches(pixels: Pixels, grid: tuple[int, int], patches_out: NDArray[np
     Args:
         pixels: [rows × p, columns × p, 3].
         grid: (rows, columns).
-        patches_out: [rows × columns, 3, p, p], contiguous; is written to.
+        patches_out: [rows × columns, p, p, 3], contiguous; is written to. Channels stay last, as they are decoded: to
+            turn them around takes longer than the copy, and the model reads both.
     """
     num_rows, num_columns = grid
-    side = patches_out.shape[-1]
-    lines = np.dtype((np.void, side))  # a patch's line at a time: a quarter of the time of single bytes
-    tiles_out = patches_out.view(lines)[..., 0].reshape(num_rows, num_columns, 3, side)
-    for channel, plane in enumerate(cv2.split(pixels)):
-        tiles = np.ascontiguousarray(plane).view(lines).reshape(num_rows, side, num_columns)
-        tiles_out[:, :, channel] = tiles.transpose(0, 2, 1)
+    side = patches_out.shape[1]
+    line = np.dtype((np.void, 3 * side))  # a patch's line at a time: half the time of single bytes
+    tiles = np.ascontiguousarray(pixels).reshape(num_rows, side, num_columns, 3 * side).view(line)[..., 0]
+    tiles_out = patches_out.reshape(num_rows, num_columns, side, 3 * side).view(line)[..., 0]
+    tiles_out[...] = tiles.transpose(0, 2, 1)
 
 
-def _decode_any(image: bytes) -> tuple[Pixels, tuple[int, int]]:
+def _decode_any(image: bytes, processor: ImageProcessor) -> tuple[Pixels, tuple[int, int]]:
     pixels = np.asarray(load_rgb(image))
-    return pixels, (pixels.shape[1], pixels.shape[0])
+    return pixels, processor.grid(pixels.shape[1], pixels.shape[0])
 
 
 def _decode_jpeg(image: bytes, processor: ImageProcessor) -> tuple[Pixels, tuple[int, int]] | None:
-    """Upright pixels, perhaps of a reduced image, and the whole image's width and height.
+    """Upright pixels, perhaps of a reduced image, and the grid of the whole one.
 
     None for what is no ordinary JPEG, or not a whole one, which OpenCV would fill up with grey.
     """
     size = _jpeg_size(image)
     if size is None:
         return None
-    reduction = _reduction(size, processor)
+    grid = processor.grid(*size)
+    reduction = _reduction(size, grid, processor.patch_size)
     try:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), _REDUCED_JPEG[reduction])
     except cv2.error:
@@ -91,8 +91,9 @@ def _decode_jpeg(image: bytes, processor: ImageProcessor) -> tuple[Pixels, tuple
     if pixels is None:
         return None
     width, height = size
-    is_turned = pixels.shape[0] != -(-height // reduction)  # by its EXIF orientation
-    return np.asarray(pixels, np.uint8), (height, width) if is_turned else (width, height)
+    if pixels.shape[0] != -(-height // reduction):  # turned by its EXIF orientation
+        grid = processor.grid(height, width)
+    return np.asarray(pixels, np.uint8), grid
 
 
 def _jpeg_size(image: bytes) -> tuple[int, int] | None:
@@ -109,12 +110,10 @@ def _jpeg_size(image: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _reduction(size: tuple[int, int], processor: ImageProcessor) -> int:
+def _reduction(size: tuple[int, int], grid: tuple[int, int], patch_px: int) -> int:
     """The largest one that leaves at least the pixels wanted, whichever way the image is turned."""
-    longer, shorter = max(size), min(size)
-    grid = processor.grid(*size)
-    most, least = max(grid) * processor.patch_size, min(grid) * processor.patch_size
-    return next((one for one in (8, 4, 2) if longer >= one * most and shorter >= one * least), 1)
+    spare = min(max(size) // (max(grid) * patch_px), min(size) // (min(grid) * patch_px))
+    return next((one for one in (8, 4, 2) if one <= spare), 1)
 
 
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:

@@ -26,6 +26,8 @@ class ReadingSpec(Section):
     """Further requests after failed ones, with growing pauses, before a sample counts as unreadable."""
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest wait for the answer to one request."""
+    parallel: Annotated[int, Field(ge=1)] = 32
+    """Requests under way at a time in each process; those of a row are sent together."""
     max_hedges: Annotated[int, Field(ge=0)] = 8
     """Second requests under way at a time for reads slower than 95 % of the recent ones; 0 sends none."""
     cache_dir: Path | None = None
@@ -68,17 +70,19 @@ class ShardReader:
             FileNotFoundError: There is no such file.
             OSError: It cannot be read there, or ends before.
         """
-        self._counters.add(bytes_asked=size)
+        delivered = 0
         try:
             if store.is_local:
                 body = self._read_local(store.path(path), offset, size)
             else:
                 body = self._read_remote(store, path, offset, size, version)
+            delivered = len(body)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise OSError(f"cannot read {size} bytes at byte {offset} of {path} in {store.root}: {error}") from error
-        self._counters.add(bytes_delivered=len(body))
+        finally:
+            self._counters.add(bytes_asked=size, bytes_delivered=delivered)
         return body
 
     def counters(self) -> dict[str, int]:

@@ -130,7 +130,7 @@ def test_a_range_that_is_not_one_sample_is_an_error(start: int, end: int | None)
 
 def test_the_range_of_two_samples_is_an_error() -> None:
     tar, places = _tar(THREE)
-    with pytest.raises(ShardError, match="found 2"):
+    with pytest.raises(ShardError, match="expected the members of one sample"):
         parse_sample(tar[: places[2][0]])
 
 

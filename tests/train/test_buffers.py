@@ -10,7 +10,7 @@ from train.buffers import PatchBuffers
 def test_a_buffer_comes_back_when_the_last_of_its_views_is_gone() -> None:
     buffers = PatchBuffers(num_patches=10, patch_px=4)
     whole = buffers.take()
-    assert whole.shape == (10, 3, 4, 4)
+    assert whole.shape == (10, 4, 4, 3)
     address, view = whole.data_ptr(), whole[3:5].flatten()
     del whole
     gc.collect()

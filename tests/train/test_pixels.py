@@ -29,9 +29,9 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 def patches_of(image: bytes, processor: ImageProcessor) -> np.ndarray:
     pixels, grid = image_pixels(image, processor)
-    patches = np.empty((grid[0] * grid[1], 3, processor.patch_size, processor.patch_size), np.uint8)
+    patches = np.empty((grid[0] * grid[1], processor.patch_size, processor.patch_size, 3), np.uint8)
     write_patches(pixels, grid, patches)
-    return patches
+    return patches.transpose(0, 3, 1, 2)
 
 
 def mean_difference(image: bytes, processor: ImageProcessor) -> float:
