@@ -14,7 +14,10 @@ BENCHMARKS = {
     ),
     "ingest": ("[--images N]", "CPU time and speed of downloading and re-encoding images, against img2dataset"),
     "model": ("[--cuda]", "training step and caption scoring, against the official GenLIP and open_clip"),
-    "stream": ("[--samples N]", "samples per second from shards to training batches, against webdataset"),
+    "stream": (
+        "[--peers-python PATH]",
+        "CPU time from shards to training batches, resuming and planning, against four other loaders",
+    ),
 }
 
 

@@ -1,144 +1,251 @@
-"""Benchmark: from shards to training batches, ours against webdataset in a torch DataLoader. No model runs.
+"""Benchmark: from shards to training batches, ours against four loaders and against the floor. No model runs.
 
-Both read, decode, resize, cut into patches and tokenise the same samples with the same processor and tokenizer. Ours
-packs them into rows; the peer pads batches of 64, as image-text training commonly reads.
-
-Shape legend: B samples of a batch, P patches of an image, C channels, p side of a patch in pixels, S text tokens.
+Every number is of a fresh process. The sides take turns; the least of the rounds counts, because whatever else the
+machine does only adds CPU time.
 """
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from tests.bench.harness import NUM_ROUNDS, BenchError, Result
+from tests.bench.stream_store import LongIndex, make_long_index, make_run, repeated
 
-from model import ImageProcessor, Tokenizer
-from tests.bench.harness import Metric, Result, find_peer, rounds
-from tests.bench.stream_store import SHARD_SAMPLES, make_run
-from train.loader import Loader
-from train.setup import RunSetup, set_up
-
+PEERS = {
+    "webdataset": "webdataset",
+    "mds": "mosaicml-streaming",
+    "litdata": "litdata",
+    "energon": "megatron-energon",
+}
+"""A module of stream_peers/ (NAME_side.py), and what pip calls it."""
+MODES = {"usual": 2, "fast": 1}
+"""How a peer encodes, and how many workers it has."""
+RESUMING = ("webdataset", "mds", "litdata")
+SHARES = (0.0, 0.5, 0.99)
+NUM_IMAGES = 3_072
+MIN_IMAGES = 2_560
+"""What a run takes from a pass, with what is worked ahead."""
 BATCH_SAMPLES = 64
-NUM_WARM_UP_BATCHES = 4
-SHUFFLE_SAMPLES = 500
-NUM_WORKERS = (1, 2)
-IGNORED_LABEL = -100
+THREADS = (1, 2)
+MEMORY_THREADS = 4
+"""The recipe's default."""
+REPEATED_SHARDS, TIMES = 24, 20
+LONG_INDEX = LongIndex(num_shards=800_000, shard_samples=10_000)
+GROWTH = {
+    "mds": (1_000_000, 4_000_000, 16_000_000),
+    "litdata": (4_000_000_000, 8_000_000_000),
+    "litdata-elastic": (500_000, 1_000_000, 2_000_000),
+}
+"""Samples of the passes that a peer plans: what it does in seconds."""
+LIMIT_S = 300.0
+PARTS = ("cost", "resume", "plan")
 
-Encoded = tuple[np.ndarray[Any, np.dtype[np.uint8]], list[int]]
-"""Patches, and the ids of prompt, caption and ending."""
-
-PaddedBatch = tuple[Tensor, Tensor, Tensor, int]
-"""Patches, token ids and labels of a batch, and how many of its token positions hold none."""
+Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Count:
-    """Of one batch."""
+class Bench:
+    """What all measurements share."""
 
-    num_samples: int
-    num_positions: int
-    """Token positions, image tokens included."""
-    num_padding: int
+    folder: Path
+    run_dir: Path
+    peers_python: str | None
+    num_images: int
+    num_rounds: int
+
+    @property
+    def tars(self) -> Path:
+        return self.folder / "store" / "shards" / "photos"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.run_dir / "tokenizer"
+
+    def ours(self, *arguments: str) -> Values:
+        """One run of our side."""
+        return run_module(sys.executable, "tests.bench.stream_ours", *arguments)
+
+    def peer(self, name: str, *arguments: str) -> Values:
+        """One run of a peer's."""
+        assert self.peers_python is not None
+        return run_module(self.peers_python, f"tests.bench.stream_peers.{name}", *arguments)
+
+    def best(self, sides: Mapping[str, partial[Values]], metric: str) -> dict[str, Values]:
+        """The sides in turn, round after round: of each the run with the least of a metric."""
+        runs: dict[str, list[Values]] = {side: [] for side in sides}
+        for number in range(1, self.num_rounds + 1):
+            for side, measure in sides.items():
+                runs[side].append(measure())
+                print(f"stream round {number}, {side}: {dict(runs[side][-1])}", file=sys.stderr, flush=True)
+        return {side: min(values, key=lambda one: float(one[metric])) for side, values in runs.items()}
 
 
 def run(arguments: Sequence[str]) -> list[Result]:
-    """Makes a store and reads it with one worker of each kind, then with two.
+    """Makes the data sets and measures the parts that are wanted.
 
     Args:
-        arguments: of the command line: `--samples N`.
+        arguments: of the command line, see the README.
     """
-    parser = argparse.ArgumentParser(prog="python -m tests.bench stream")
-    parser.add_argument("--samples", type=int, default=4000, help="read in each run, in two epochs")
-    num_samples: int = parser.parse_args(arguments).samples
-    if num_samples < 4 * SHARD_SAMPLES:
-        parser.error(f"--samples {num_samples}: two workers need two shards in an epoch, {4 * SHARD_SAMPLES} samples")
-    torch.set_num_threads(1)  # threads beside the workers would help the side that uses more of torch
+    options = _options(arguments)
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="genlip-bench-") as work:
-        setup = set_up(make_run(Path(work), num_samples // 2))
-        for workers in NUM_WORKERS:
-            metrics = [Metric(f"samples_per_s_{workers}", "samples/s", "higher")]
-            if workers == NUM_WORKERS[-1]:
-                metrics.append(Metric("padding_share", "of token positions", "lower"))
-            read_ours = partial(_ours, setup, workers, Path(work))
-            peer = find_peer("webdataset", partial(_measure, partial(_peer, setup, workers), workers, num_samples))
-            results += rounds("stream", metrics, partial(_measure, read_ours, workers, num_samples), peer)
+        folder = Path(work)
+        bench = Bench(folder, make_run(folder, options.images), options.peers_python, options.images, options.rounds)
+        if bench.peers_python:
+            _convert(bench)
+        if "cost" in options.only:
+            results += _cost(bench) + _memory(bench)
+        if "resume" in options.only:
+            results += _resume(bench)
+        if "plan" in options.only:
+            results += _plan(bench)
     return results
 
 
-def _measure(read: Callable[[], Generator[Count, None, None]], workers: int, num_samples: int) -> dict[str, float]:
-    """Speed in the steady state: the clock starts after a few batches, and both sides work ahead at its end as well."""
-    seen: list[Count] = []
-    with closing(read()) as counts:
-        for _ in range(NUM_WARM_UP_BATCHES):
-            next(counts)
-        began = time.perf_counter()
-        while sum(count.num_samples for count in seen) < num_samples:
-            seen.append(next(counts))
-        wall_s = time.perf_counter() - began
-    num_positions = sum(count.num_positions for count in seen)
-    return {
-        f"samples_per_s_{workers}": sum(count.num_samples for count in seen) / wall_s,
-        "padding_share": sum(count.num_padding for count in seen) / num_positions,
-    }
+def run_module(python: str, module: str, *arguments: str) -> Values:
+    """What a module prints in its last line: JSON.
+
+    Raises:
+        BenchError: it fails, with the end of its output.
+    """
+    command = [python, "-W", "ignore", "-m", module, *arguments]
+    root = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"{module} {' '.join(arguments)} did not end within {LIMIT_S:.0f} s") from error
+    if done.returncode:
+        raise BenchError(f"{module} {' '.join(arguments)} failed; its output ends with: {done.stderr[-2000:]}")
+    values: Values = json.loads(done.stdout.splitlines()[-1])
+    return values
 
 
-def _ours(setup: RunSetup, threads: int, folder: Path) -> Generator[Count, None, None]:
-    """Packed rows, as the trainer takes them."""
-    train = setup.job.train.model_copy(update={"max_bad_samples": 0, "threads": threads})
-    setup = replace(setup, job=setup.job.model_copy(update={"train": train}))
-    with closing(iter(Loader(setup, folder))) as steps:
-        for step in steps:
-            sample_ids = [rows.sample_ids_BS for rows in step.micro_batches]
-            num_padding = sum(int((ids < 0).sum()) for ids in sample_ids)
-            yield Count(step.num_samples, sum(ids.numel() for ids in sample_ids), num_padding)
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench stream")
+    parser.add_argument("--images", type=int, default=NUM_IMAGES, help="in a pass")
+    parser.add_argument("--rounds", type=int, default=NUM_ROUNDS, help="of which the best counts")
+    parser.add_argument("--peers-python", help="the interpreter that has tests/bench/stream_peers.txt installed")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="the parts wanted")
+    options = parser.parse_args(arguments)
+    if options.images < MIN_IMAGES:
+        parser.error(f"--images {options.images}: a run reads {MIN_IMAGES} of a pass")
+    return options
 
 
-def _peer(setup: RunSetup, num_workers: int) -> Generator[Count, None, None]:
-    """Padded batches from worker processes."""
-    import webdataset as wds  # here, because its absence is reported and is no error
-
-    dataset = setup.sources[0].dataset
-    shards = [dataset.store.path(path) for path in dataset.paths.to_pylist()]
-    encode = partial(_encode, setup.processor, setup.tokenizer, setup.job.train.max_caption_tokens)
-    dataset = (
-        wds.WebDataset(shards, shardshuffle=len(shards), seed=0)
-        .repeat()
-        .shuffle(SHUFFLE_SAMPLES)
-        .decode("pil")
-        .to_tuple("jpg", "txt")
-        .map(encode)
-        .batched(BATCH_SAMPLES, collation_fn=partial(_pad, len(setup.tokenizer.prompt_ids)), partial=False)
-    )
-    for patches_BPCpp, ids_BS, _, num_padding in wds.WebLoader(dataset, batch_size=None, num_workers=num_workers):
-        num_samples, num_patches = patches_BPCpp.shape[:2]
-        yield Count(num_samples, num_samples * (num_patches + ids_BS.shape[1]), num_padding)
+def _convert(bench: Bench) -> None:
+    """Our samples in the formats of the peers, and a Hugging Face tokenizer for them."""
+    bench.peer("bpe", str(bench.tars), str(bench.tokenizer / "tokenizer.json"))
+    for name in PEERS:
+        bench.peer(f"{name}_side", "convert", str(bench.tars), str(bench.folder / name))
 
 
-def _encode(
-    processor: ImageProcessor, tokenizer: Tokenizer, max_caption_tokens: int, pair: tuple[Image.Image, str]
-) -> Encoded:
-    image, caption = pair
-    caption_ids = tokenizer.encode(caption)[:max_caption_tokens]
-    return processor.patches(image)[0], [*tokenizer.prompt_ids, *caption_ids, *tokenizer.ending_ids]
+def _read(bench: Bench, name: str, mode: str) -> partial[Values]:
+    folder, tokenizer, workers = str(bench.folder / name), str(bench.tokenizer), str(MODES[mode])
+    arguments = ("read", folder, "--tokenizer", tokenizer, "--mode", mode, "--workers", workers)
+    return partial(bench.peer, f"{name}_side", *arguments)
 
 
-def _pad(num_prompt_ids: int, samples: list[Encoded]) -> PaddedBatch:
-    """A batch of equal images (mode square) and of texts padded to the longest."""
-    longest = max(len(ids) for _, ids in samples)
-    ids_BS = torch.zeros(len(samples), longest, dtype=torch.int64)
-    labels_BS = torch.full_like(ids_BS, IGNORED_LABEL)
-    for row, (_, ids) in enumerate(samples):
-        ids_BS[row, : len(ids)] = torch.tensor(ids)
-        labels_BS[row, num_prompt_ids : len(ids)] = ids_BS[row, num_prompt_ids : len(ids)]
-    num_padding = sum(longest - len(ids) for _, ids in samples)
-    return torch.from_numpy(np.stack([patches for patches, _ in samples])), ids_BS, labels_BS, num_padding
+def _cost(bench: Bench) -> list[Result]:
+    """CPU time of a sample: ours, the floor's, and the peers' in both modes."""
+    floor_python = bench.peers_python or sys.executable
+    floor = (str(bench.tars), "--tokenizer", str(bench.tokenizer))
+    sides = {"floor": partial(run_module, floor_python, "tests.bench.stream_peers.floor", *floor)}
+    for threads in THREADS:
+        sides[f"ours {threads}"] = partial(bench.ours, "read", str(bench.run_dir), "--threads", str(threads))
+    if bench.peers_python:
+        sides |= {f"{name} {mode}": _read(bench, name, mode) for mode in MODES for name in PEERS}
+    best = bench.best(sides, "cpu_us")
+    cpu_us = {side: float(values["cpu_us"]) for side, values in best.items()}
+    ours_us = cpu_us["ours 1"]
+    ratio = ours_us / cpu_us["floor"]
+    results = [Result("stream", "floor_ratio", ratio, "x", f"floor of {best['floor']['version']}", 1.0, 1 / ratio)]
+    results.append(_speeds(f"floor of {best['floor']['version']}", ours_us, cpu_us["floor"]))
+    results.append(_speeds("ours with two threads", ours_us, cpu_us["ours 2"]))
+    for mode, workers in MODES.items():
+        for name, distribution in PEERS.items():
+            found = best.get(f"{name} {mode}")
+            side = f"{distribution} {found['version'] if found else 'not installed'}, {mode}, {workers} workers"
+            results.append(_speeds(side, ours_us, cpu_us.get(f"{name} {mode}")))
+    return results
+
+
+def _speeds(peer: str, ours_us: float, peer_us: float | None) -> Result:
+    ratio = peer_us / ours_us if peer_us else None
+    return Result("stream", "samples_per_cpu_s", 1e6 / ours_us, "1/s", peer, 1e6 / peer_us if peer_us else None, ratio)
+
+
+def _memory(bench: Bench) -> list[Result]:
+    """What a rank's loader holds, above what its imports do; of the peers the workers as well."""
+    sides = {"ours": partial(bench.ours, "memory", str(bench.run_dir), "--threads", str(MEMORY_THREADS))}
+    if bench.peers_python:
+        sides |= {name: _read(bench, name, "usual") for name in PEERS}
+    once = Bench(bench.folder, bench.run_dir, bench.peers_python, bench.num_images, 1)
+    found = once.best(sides, "memory_mb")
+    ours = float(found["ours"]["memory_mb"])
+    results = [Result("stream", "process_memory_mb", float(found["ours"]["total_mb"]), "MiB", "none", None, None)]
+    for name, distribution in PEERS.items():
+        peer = f"{distribution} {found[name]['version'] if name in found else 'not installed'}, usual, 2 workers"
+        theirs = float(found[name]["memory_mb"]) if name in found else None
+        ratio = theirs / ours if theirs else None
+        results.append(Result("stream", "loader_memory_mb", ours, "MiB", peer, theirs, ratio))
+    return results
+
+
+def _resume(bench: Bench) -> list[Result]:
+    """Time to the first row, and to the peers' first batch, in a fresh process behind its imports."""
+    job_file = bench.folder / "again.json"
+    job_file.write_text(repeated(bench.run_dir, REPEATED_SHARDS, TIMES).model_dump_json())
+    results = []
+    for share in SHARES:
+        run_dir, after = str(bench.run_dir), int(share * bench.num_images) // BATCH_SAMPLES * BATCH_SAMPLES
+        first = ("first", run_dir, "--job", str(job_file), "--share", str(share), "--threads", str(MEMORY_THREADS))
+        sides = {"ours": partial(bench.ours, *first)}
+        if bench.peers_python:
+            for name in RESUMING:
+                arguments = ("resume", str(bench.folder / name), "--tokenizer", str(bench.tokenizer))
+                sides[name] = partial(bench.peer, f"{name}_side", *arguments, "--after", str(after))
+        found = bench.best(sides, "first_s")
+        ours = float(found["ours"]["first_s"])
+        for name in RESUMING:
+            version = found[name]["version"] if name in found else "not installed"
+            theirs = float(found[name]["first_s"]) if name in found else None
+            ratio = theirs / ours if theirs else None
+            results.append(
+                Result("stream", f"resume_s_{share:.0%}", ours, "s", f"{PEERS[name]} {version}", theirs, ratio)
+            )
+    return results
+
+
+def _plan(bench: Bench) -> list[Result]:
+    """Opening and seeking in a pass of eight billion samples, and what the peers' plans grow to."""
+    job_file = bench.folder / "long.json"
+    job = make_long_index(bench.run_dir, bench.folder / "long", LONG_INDEX, SHARES)
+    job_file.write_text(job.model_dump_json())
+    seek = partial(bench.ours, "seek", str(bench.run_dir), "--job", str(job_file))
+    ours = bench.best({"ours": seek}, "plan_s")["ours"]
+    results = [Result("stream", "plan_8e9_state_bytes", float(ours["state_bytes"]), "B", "none", None, None)]
+    for name, sizes in GROWTH.items() if bench.peers_python else ():
+        runs = [bench.peer("growth", name, str(size)) for size in sizes]
+        print(f"stream growth, {name}: {dict(zip(sizes, runs, strict=True))}", file=sys.stderr, flush=True)
+        peer = f"{name} {runs[0]['version']}, from {', '.join(f'{size / 1e6:g}M' for size in sizes)}"
+        for metric, unit, key in (("plan_8e9_s", "s", "plan_s"), ("plan_8e9_memory_mb", "MiB", "memory_mb")):
+            theirs = extrapolate(sizes, [float(one[key]) for one in runs], LONG_INDEX.num_samples)
+            value = float(ours[key])
+            results.append(Result("stream", metric, value, unit, peer, theirs, theirs / value))
+    if not bench.peers_python:
+        for metric, unit, key in (("plan_8e9_s", "s", "plan_s"), ("plan_8e9_memory_mb", "MiB", "memory_mb")):
+            results.append(Result("stream", metric, float(ours[key]), unit, "not installed", None, None))
+    return results
+
+
+def extrapolate(sizes: Sequence[int], values: Sequence[float], size: int) -> float:
+    """The value at a size, on the line through the first and the last point."""
+    slope = (values[-1] - values[0]) / (sizes[-1] - sizes[0])
+    return values[-1] + slope * (size - sizes[-1])
