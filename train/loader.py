@@ -39,6 +39,11 @@ class StepBatch:
     micro_batches: list[PackedRows]
     keys: list[str]
     """Of this rank's samples."""
+    num_labels: int
+    """Of the whole global batch, as planned."""
+    num_micro_batches: int
+    sources: list[list[int]]
+    """Shim: this loader's old StepBatch with the fields of the new one; the lead deletes it with this loader."""
 
 
 def stream_state(setup: RunSetup, step: int, position: Position) -> dict[str, int | str]:
@@ -112,7 +117,7 @@ class Loader:
             raise RuntimeError("another iteration over this loader has begun; close it first")
         self._is_iterating = True
         began = time.perf_counter()
-        ahead: deque[tuple[Step, list[Future[PackedRows]]]] = deque()
+        ahead: deque[tuple[Step, list[Future[tuple[PackedRows, list[int]]]]]] = deque()
         with (
             ThreadPoolExecutor(self._spec.threads, thread_name_prefix="loader") as pool,
             ThreadPoolExecutor(1, thread_name_prefix="planner") as planner,
@@ -145,7 +150,7 @@ class Loader:
         size = self._spec.micro_rows
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def _step_batch(self, step: Step, batches: list[PackedRows]) -> StepBatch:
+    def _step_batch(self, step: Step, batches: list[tuple[PackedRows, list[int]]]) -> StepBatch:
         """Hand a step over: from here on it is part of the state."""
         self._position, self._num_steps = step.after, self._num_steps + 1
         places = list(places_of(self._sources, own_rows(step, self._rank, self._world_size)))
@@ -157,17 +162,24 @@ class Loader:
             num_tokens=sum(int(row.costs.tokens_N.sum()) for row in step.rows),
             flops=sum(int(row.costs.flops_N.sum()) for row in step.rows),
             first_lane=self._rank * (self._stream.lanes // self._world_size),
-            micro_batches=batches,
+            micro_batches=[rows for rows, _ in batches],
             keys=[key for _, _, key in places],
+            num_labels=sum(
+                int((row.costs.tokens_N - row.costs.patches_N - len(self._setup.tokenizer.prompt_ids)).sum())
+                for row in step.rows
+            ),
+            num_micro_batches=len(batches),
+            sources=[sources for _, sources in batches],
         )
 
-    def _load(self, rows: list[Row], step: int) -> PackedRows:
-        encoded = []
+    def _load(self, rows: list[Row], step: int) -> tuple[PackedRows, list[int]]:
+        encoded, sources = [], []
         for row in rows:
             planned = zip(row.places, row.costs.tokens_N.tolist(), strict=True)
-            found = (self._encode(place, num_tokens, step) for place, num_tokens in planned)
-            encoded.append([one for one in found if one is not None])
-        return pack_rows(encoded, self._stream.row_tokens)
+            found = [(self._encode(place, num_tokens, step), place.source) for place, num_tokens in planned]
+            encoded.append([one for one, _ in found if one is not None])
+            sources += [int(source) for one, source in found if one is not None]
+        return pack_rows(encoded, self._stream.row_tokens), sources
 
     def _encode(self, place: Place, num_tokens: int, step: int) -> EncodedSample | None:
         """A sample's tokens; None for one that cannot be read, which leaves its place in the plan empty."""

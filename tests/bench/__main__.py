@@ -15,6 +15,7 @@ BENCHMARKS = {
     "ingest": ("[--images N]", "CPU time and speed of downloading and re-encoding images, against img2dataset"),
     "model": ("[--cuda]", "training step and caption scoring, against the official GenLIP and open_clip"),
     "stream": ("[--samples N]", "samples per second from shards to training batches, against webdataset"),
+    "trainer": ("[--preset NAME]", "training from the store, against loops around open_clip's and the official model"),
 }
 
 

@@ -1,5 +1,6 @@
 """Makes the small store that the stream benchmark reads, with the code of the commands but in a plain loop."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.demo.server import start_server
@@ -18,17 +19,22 @@ ROW_TOKENS = 16_384
 """The recipe's default. One lane, so that a step is one row, which is close to the peer's batch of 64 samples."""
 
 
-def make_run(folder: Path, num_images: int) -> Path:
+def make_run(folder: Path, num_images: int, captions: Sequence[str] = ()) -> Path:
     """Ingests photos, shards them and counts their captions.
+
+    Args:
+        folder: of store and run.
+        num_images: how many photos.
+        captions: of each; those that `make_photos` writes where there are none.
 
     Returns:
         The run folder, ready for `train.setup.set_up`.
     """
-    captions = make_photos(folder / "corpus", num_images, PHOTO_SIDE_PX)
+    shipped = make_photos(folder / "corpus", num_images, PHOTO_SIDE_PX)
     recipe = _recipe(folder)
     store = open_store(recipe.store, recipe.ingest.content())
     with start_server(folder / "corpus") as base_url:
-        write_urls(folder / "urls.parquet", base_url, captions)
+        write_urls(folder / "urls.parquet", base_url, list(captions) or shipped)
         for unit in extend_plan(store, recipe.ingest.source, recipe.ingest.unit_samples).iter_units():
             run_unit(unit, recipe.ingest, store)
     curate_in_turn(store, recipe.curate, recipe.shards, recipe.seed)
