@@ -119,12 +119,33 @@ def tokenizer(recipe: RecipePath, set_: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: RecipePath, set_: Overrides = None) -> None:
+def train(
+    recipe: RecipePath,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Take two steps at full size and forget them.")] = False,
+    set_: Overrides = None,
+) -> None:
     """Train or resume, under Ray Train or torchrun."""
     from jobs.recipe import load_recipe
-    from jobs.training import train as run
+
+    if dry_run:
+        from jobs.trials import dry_run as run
+    else:
+        from jobs.training import train as run
 
     raise typer.Exit(run(load_recipe(recipe, set_)))
+
+
+@app.command()
+def overfit(
+    recipe: RecipePath,
+    steps: Annotated[int, typer.Option(min=2, help="Updates on the same batch.")] = 100,
+    set_: Overrides = None,
+) -> None:
+    """Train on one batch again and again."""
+    from jobs.recipe import load_recipe
+    from jobs.trials import overfit as run
+
+    raise typer.Exit(run(load_recipe(recipe, set_), steps))
 
 
 @app.command()
@@ -167,7 +188,7 @@ def caption(
 @app.command()
 def report(run: RunDir) -> None:
     """Write the run's report: one HTML file."""
-    from jobs.report import write_report
+    from jobs.reporting.page import write_report
 
     raise typer.Exit(write_report(run))
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from model import LoadedModel, load_model
 from pipeline.dataset_files import index_file
 from pipeline.sharding.dataset import HELDOUT_SUFFIX
 from pipeline.store import Store
-from train.checkpoint import COMMITTED, latest_checkpoint
+from train.checkpoints import latest_checkpoint, read_state
 from train.dataset import open_dataset
 from train.evaluate import MAX_SCANNED, Labelled, evaluate, read_labelled, require_heldout
 
@@ -21,8 +22,7 @@ EVAL_FILE = "eval.json"
 def load_latest(run_dir: Path) -> tuple[LoadedModel, dict[str, Any]]:
     """The newest checkpoint's model, and the state it was saved in."""
     checkpoint = latest_checkpoint(run_dir)
-    state = json.loads((checkpoint / COMMITTED).read_text(encoding="utf-8"))
-    return load_model(checkpoint / "model"), state | {"checkpoint": str(checkpoint)}
+    return load_model(checkpoint / "model"), asdict(read_state(checkpoint)) | {"checkpoint": str(checkpoint)}
 
 
 def read_heldout(run_dir: Path, limit: int) -> list[Labelled]:

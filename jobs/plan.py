@@ -110,4 +110,4 @@ def _planned_training(recipe: Recipe, run_dir: Path) -> list[str]:
 
     workers = recipe.run.workers or torch.cuda.device_count() or os.cpu_count() or 1
     job = TrainJob.model_validate(recipe.model_dump(mode="json"))
-    return plan_lines(set_up(run_dir, job), workers)
+    return plan_lines(set_up(run_dir, job), workers, run_dir)

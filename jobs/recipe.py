@@ -66,6 +66,8 @@ class _StrictLoader(yaml.SafeLoader):
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read and check a recipe.
 
+    A recipe may begin with `extends: FILE`, a path relative to its own: it then says only what is different there.
+
     Args:
         path: A YAML file.
         overrides: `a.b=value` entries; the value is read as YAML.
@@ -73,17 +75,33 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         UserError: The file, a key or a value is wrong; all problems are listed at once.
     """
+    content = _read_mapping(Path(path))
+    if base := content.pop("extends", None):
+        content = _merge(_read_mapping(Path(path).parent / str(base)), content)
+    for override in overrides or []:
+        _override(content, override)
+    return check_recipe(content, str(path))
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise UserError("the recipe cannot be read", where=str(path), why=error.strerror or str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("the recipe is not YAML", where=str(path), why=str(error)) from error
     if not isinstance(content, dict):
         raise UserError("the recipe must be a mapping of sections", where=str(path))
-    for override in overrides or []:
-        _override(content, override)
-    return check_recipe(content, str(path))
+    return content
+
+
+def _merge(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `content` laid over it, section by section; a list replaces a list."""
+    merged = dict(base)
+    for key, value in content.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def check_recipe(content: dict[str, Any], where: str) -> Recipe:

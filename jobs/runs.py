@@ -62,6 +62,8 @@ def environment() -> dict[str, Any]:
 def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
     """The keys that decide what is trained; the others may change between a run and its resumption."""
     identity = {key: recipe[key] for key in ("name", "seed", "store", "shards", "tokenizer", "model")}
-    free = ("checkpoint", "log_every", "threads", "reading", "max_bad_samples")
+    operation = ("checkpoint", "faults", "log_every", "log", "profile", "threads", "reading", "max_bad_samples")
+    memory = ("micro_rows", "zero", "gradient_checkpointing", "deepspeed")  # other machines need others
+    free = (*operation, *memory, "devices")
     identity["train"] = {key: value for key, value in recipe["train"].items() if key not in free}
     return identity

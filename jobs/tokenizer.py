@@ -43,7 +43,8 @@ def make_tokenizer(recipe: Recipe) -> int:
     folder = run_dir / TOKENIZER_FOLDER
     if not folder.exists():
         num_samples = sum(dataset.num_samples for dataset in datasets.values())
-        say(f"tokenizer: {recipe.tokenizer.kind}, from {num_samples:,} captions")
+        source = recipe.tokenizer.path or f"{num_samples:,} captions"
+        say(f"tokenizer: {recipe.tokenizer.kind}, from {source}")
         _save(_build(recipe.tokenizer, datasets.values(), recipe.train.captions), folder)
     tokenizer = load_tokenizer(folder)
     say(f"tokenizer {folder}: vocabulary {tokenizer.vocab_size:,}, fingerprint {tokenizer.fingerprint[:16]}")
@@ -62,6 +63,8 @@ def make_tokenizer(recipe: Recipe) -> int:
 def _build(spec: TokenizerSpec, datasets: Iterable[Dataset], captions: Iterable[str]) -> Tokenizer:
     if spec.kind == "huggingface":
         return HFTokenizer(spec.path, spec.prompt)
+    if spec.path:
+        return load_tokenizer(spec.path)
     return SentencePieceTokenizer.train(_texts(datasets, captions), spec.vocab_size, spec.prompt)
 
 

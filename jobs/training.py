@@ -1,8 +1,9 @@
 """`genlip train`: inside a process group if a launcher made one, else under Ray Train on this machine or a cluster."""
 
 import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from jobs.console import say
 from jobs.ray_pool import num_cpus, ray_session
 from jobs.recipe import Recipe
 from jobs.runs import open_run
-from pipeline.errors import UserError
-from train.metrics import StepMetrics, read_metrics, render
+from pipeline.errors import EXIT_PREEMPTED, UserError
+from train.faults import STOP_FILE, STOP_SIGNALS
+from train.metrics import LogTail, StepMetrics, read_metrics, render
 from train.plan import plan_lines
 from train.setup import set_up
 
@@ -20,64 +22,103 @@ TAIL_EVERY_S = 0.5
 
 
 def train(recipe: Recipe) -> int:
-    """Train or resume the recipe's run. Returns the exit code."""
+    """Train or resume the recipe's run. Returns the exit code: that of a run to go on with where it was stopped."""
     run_dir = open_run(recipe)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        _train_in_group(recipe, run_dir)
-    else:
-        _train_under_ray(recipe, run_dir)
+    samples_seen = _train_in_group(recipe, run_dir) if in_group() else _train_under_ray(recipe, run_dir)
+    if not is_first():
+        return 0 if samples_seen >= recipe.train.length else EXIT_PREEMPTED
+    if samples_seen < recipe.train.length:
+        say(f"stopped on request: {samples_seen:,} of {recipe.train.length:,} samples seen, and a checkpoint written")
+        say("next: the same command goes on from there")
+        return EXIT_PREEMPTED
+    say(f"done: {samples_seen:,} samples seen; checkpoints in {run_dir / 'checkpoints'}")
+    say(f"next: genlip eval {run_dir}")
     return 0
 
 
-def _train_in_group(recipe: Recipe, run_dir: Path) -> None:
-    """As one process of torchrun, deepspeed or srun."""
+def in_group() -> bool:
+    """Whether a launcher started this process as one of a group."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process speaks for its group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _train_in_group(recipe: Recipe, run_dir: Path) -> int:
+    """As one process of torchrun, deepspeed or srun. Returns the samples seen."""
     from train.main import run_training
 
-    first = os.environ["RANK"] == "0"
-    if first:
+    if is_first():
+        (run_dir / STOP_FILE).unlink(missing_ok=True)
         _say_plan(run_dir, int(os.environ["WORLD_SIZE"]))
-    state = run_training(run_dir, on_log=lambda metrics: say(render(metrics, recipe.train.length)))
-    if first:
-        _say_end(run_dir, state.samples_seen)
+    return run_training(run_dir, on_log=lambda metrics: say(render(metrics, recipe.train.length))).samples_seen
 
 
-def _train_under_ray(recipe: Recipe, run_dir: Path) -> None:
-    with ray_session(recipe.run.ray_address):
-        import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-
-        num_gpus = int(ray.cluster_resources().get("GPU", 0))
-        workers = recipe.run.workers or num_gpus or num_cpus()
-        _say_plan(run_dir, workers)
-        trainer = TorchTrainer(
-            ray_worker,
-            train_loop_config={"run_dir": str(run_dir.resolve()), "working_dir": os.getcwd()},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=num_gpus > 0),
-            run_config=RunConfig(
-                name=recipe.name,
-                storage_path=str((run_dir / "ray").resolve()),
-                failure_config=FailureConfig(max_failures=recipe.run.max_failures),
-            ),
-        )
-        with _tail(run_dir, recipe.train.length):
-            _fit(trainer)
-    last = read_metrics(run_dir)[-1]
-    _say_end(run_dir, last["samples"])
+def _train_under_ray(recipe: Recipe, run_dir: Path) -> int:
+    (run_dir / STOP_FILE).unlink(missing_ok=True)
+    with ray_session(recipe.run.ray_address), _stop_on_signal(run_dir), _tail(run_dir, recipe.train.length):
+        config = {"run_dir": str(run_dir.resolve())}
+        _say_plan(run_dir, num_workers(recipe))
+        run_in_workers(ray_worker, config, recipe, run_dir / "ray", recipe.run.max_failures)
+    (run_dir / STOP_FILE).unlink(missing_ok=True)
+    return int(read_metrics(run_dir)[-1]["samples"])
 
 
 def ray_worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker. Checkpoints and metrics are the trainer's own files."""
     from train.main import run_training
 
-    if Path(config["working_dir"]).is_dir():
-        os.chdir(config["working_dir"])  # Ray Train starts workers elsewhere, where the recipe's relative paths fail
     run_training(Path(config["run_dir"]))
 
 
-def _fit(trainer: Any) -> None:
-    from ray.train import TrainingFailedError
+def num_workers(recipe: Recipe) -> int:
+    """Training processes on the cluster that is joined: by default one a GPU, or one a CPU core where there is none."""
+    return recipe.run.workers or _num_gpus() or num_cpus()
 
+
+def _num_gpus() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def run_in_workers(
+    function: Callable[[dict[str, Any]], None], config: dict[str, Any], recipe: Recipe, storage: Path, max_failures: int
+) -> None:
+    """Run a function in the training processes, as a group, under Ray Train.
+
+    Args:
+        function: Is given the config, in this process's working directory where that exists.
+        config: Anything that pickles.
+        recipe: Says how many processes.
+        storage: Folder for Ray's own records, shared by all nodes.
+        max_failures: How often the group is started again after one of its processes died.
+
+    Raises:
+        UserError: As the function raised it.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    working_dir = os.getcwd()
+
+    def run(config: dict[str, Any]) -> None:
+        if Path(working_dir).is_dir():
+            os.chdir(working_dir)  # Ray Train starts workers elsewhere, where the recipe's relative paths fail
+        function(config)
+
+    trainer = TorchTrainer(
+        run,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=num_workers(recipe), use_gpu=_num_gpus() > 0),
+        run_config=RunConfig(
+            name=recipe.name,
+            storage_path=str(storage.resolve()),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
     try:
         trainer.fit()
     except TrainingFailedError as error:
@@ -88,20 +129,34 @@ def _fit(trainer: Any) -> None:
 
 
 @contextmanager
+def _stop_on_signal(run_dir: Path) -> Iterator[None]:
+    """Pass a request to stop on to the workers, which Ray may run on other machines, by way of the run folder."""
+
+    def ask(number: int, frame: Any) -> None:
+        (run_dir / STOP_FILE).touch()
+
+    before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _tail(run_dir: Path, length: int) -> Iterator[None]:
     """Say the lines that the workers add to the metrics: Ray's own log forwarding would prefix and repeat them."""
     stop = threading.Event()
-    printed = {entry["step"] for entry in read_metrics(run_dir)}
+    log = LogTail(run_dir)
+    log.read()  # what the run has logged before
 
     def follow() -> None:
         while not stop.wait(TAIL_EVERY_S):
             flush()
 
     def flush() -> None:
-        for entry in read_metrics(run_dir):
-            if entry["step"] not in printed:
-                printed.add(entry["step"])
-                say(render(StepMetrics(**entry), length))
+        for entry in log.read():
+            say(render(StepMetrics(**entry), length))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -116,8 +171,3 @@ def _tail(run_dir: Path, length: int) -> Iterator[None]:
 def _say_plan(run_dir: Path, world_size: int) -> None:
     for line in plan_lines(set_up(run_dir), world_size):
         say(line)
-
-
-def _say_end(run_dir: Path, samples_seen: int) -> None:
-    say(f"done: {samples_seen:,} samples seen; checkpoints in {run_dir / 'checkpoints'}")
-    say(f"next: genlip eval {run_dir}")

@@ -16,22 +16,22 @@ LOGITS_PER_CHUNK = 2**27
 Head = Callable[[Tensor], Tensor]
 
 
-def cross_entropy_sum(hidden_LD: Tensor, targets_L: Tensor, head: Head, vocab_size: int) -> Tensor:
-    """Sum of -log P(target) in float32; 0 with a gradient graph when there is no target.
+def cross_entropy(hidden_LD: Tensor, targets_L: Tensor, head: Head, vocab_size: int) -> Tensor:
+    """-log P(target) of every token, float32 [L]; its sum is 0 with a gradient graph when there is no target.
 
     Longer inputs are cut into chunks whose logits are recomputed in the backward pass.
     """
     chunks = _chunks(hidden_LD, targets_L, vocab_size)
     if len(chunks) == 1:
-        return _chunk_losses(*chunks[0], head).sum()
-    sums = [checkpoint(_chunk_sum, hidden, targets, head, use_reentrant=False) for hidden, targets in chunks]
-    return torch.stack(sums).sum()
+        return _chunk_losses(*chunks[0], head)
+    return torch.cat(
+        [checkpoint(_chunk_losses, hidden, targets, head, use_reentrant=False) for hidden, targets in chunks]
+    )
 
 
 def token_log_probs(hidden_LD: Tensor, targets_L: Tensor, head: Head, vocab_size: int) -> Tensor:
-    """log P(target) of every token, float32 [L]; for scoring, so without gradient bookkeeping of its own."""
-    chunks = _chunks(hidden_LD, targets_L, vocab_size)
-    return torch.cat([-_chunk_losses(hidden, targets, head) for hidden, targets in chunks])
+    """log P(target) of every token, float32 [L]."""
+    return -cross_entropy(hidden_LD, targets_L, head, vocab_size)
 
 
 def _chunks(hidden_LD: Tensor, targets_L: Tensor, vocab_size: int) -> list[tuple[Tensor, Tensor]]:
@@ -41,7 +41,3 @@ def _chunks(hidden_LD: Tensor, targets_L: Tensor, vocab_size: int) -> list[tuple
 
 def _chunk_losses(hidden_LD: Tensor, targets_L: Tensor, head: Head) -> Tensor:
     return F.cross_entropy(head(hidden_LD).float(), targets_L, reduction="none")
-
-
-def _chunk_sum(hidden_LD: Tensor, targets_L: Tensor, head: Head) -> Tensor:
-    return _chunk_losses(hidden_LD, targets_L, head).sum()

@@ -13,10 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import BackendChoice, choose_backend, plan_attention, prefix_attention
 from .batch import EncodedSample, PackedRows, Patches, pack_rows
+from .checkpointing import checkpoint_contexts
 from .configuration_genlip import GenLIPConfig
 from .errors import ModelError
 from .layers import Attend, Block, FeedForward, LayerScale, PatchEmbedding, SelfAttention, VisionEmbeddings
-from .loss import cross_entropy_sum
+from .loss import cross_entropy
 from .rope import rope_cos_sin
 
 # Patches [P, C, p, p] and their grid (rows, columns), as ImageProcessor.patches returns them.
@@ -26,10 +27,14 @@ RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor, Attend, Tensor | None], 
 
 
 class LossOutput(NamedTuple):
-    """Sum of the cross entropies (float32 scalar) and the number of tokens in it (int64 scalar)."""
+    """The cross entropies of the L labelled tokens."""
 
     loss_sum: Tensor
+    """float32 scalar."""
     num_labels: Tensor
+    """int64 scalar."""
+    token_losses_L: Tensor
+    """The summands, at the positions `rows.label_index_L`; float32, without gradient, for the log."""
 
 
 class BlockStack(nn.Module):
@@ -45,6 +50,7 @@ class GenLIP(nn.Module):
 
     Attributes:
         gradient_checkpointing: recompute every block in the backward pass instead of keeping its activations.
+        recompute: what that means: "all" of a block, or what is "cheap", keeping matrix products and attention.
         drop_path_per: "sample" drops branches per sample; "row" per packed row, as the official code does.
         attention: back end of packed rows. "auto" is variable-length flash attention on CUDA in bfloat16 or float16
             and "sdpa" elsewhere; "varlen", "flex" and "sdpa" ask for one.
@@ -54,6 +60,7 @@ class GenLIP(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.recompute: Literal["all", "cheap"] = "all"
         self.drop_path_per: Literal["sample", "row"] = "sample"
         self.attention: BackendChoice = "auto"
         self._run_training_block: RunBlock = _run_block
@@ -86,8 +93,9 @@ class GenLIP(nn.Module):
         targets_L = rows.input_ids_BS.flatten()[rows.label_index_L]
         # The token before a label predicts it; it is in the same sample because no sample starts with a label.
         hidden_LD = x_ND.index_select(0, rows.label_index_L - 1)
-        loss_sum = cross_entropy_sum(self.project(hidden_LD), targets_L, self.lm_head, self.config.vocab_size)
-        return LossOutput(loss_sum, torch.tensor(rows.num_labels, device=loss_sum.device))
+        losses_L = cross_entropy(self.project(hidden_LD), targets_L, self.lm_head, self.config.vocab_size)
+        num_labels = torch.tensor(rows.num_labels, device=losses_L.device)
+        return LossOutput(losses_L.sum(), num_labels, losses_L.detach())
 
     def hidden_BSD(self, rows: PackedRows) -> Tensor:
         """`ln_post` output at every position of packed rows."""
@@ -146,7 +154,10 @@ class GenLIP(nn.Module):
         run = self._run_training_block if self.training else _run_block
         for block, attend in zip(self.visual.layers, attends, strict=True):
             if self.gradient_checkpointing and self.training:
-                x_ND = checkpoint(run, block, x_ND, cos, sin, attend, drop_group_N, use_reentrant=False)
+                contexts = checkpoint_contexts(self.recompute)
+                x_ND = checkpoint(
+                    run, block, x_ND, cos, sin, attend, drop_group_N, use_reentrant=False, context_fn=contexts
+                )
             else:
                 x_ND = run(block, x_ND, cos, sin, attend, drop_group_N)
         return x_ND

@@ -3,6 +3,8 @@
 EXIT_FAILED_UNITS = 1
 EXIT_USAGE = 2
 EXIT_ENVIRONMENT = 3
+EXIT_PREEMPTED = 75
+"""Stopped on request after a checkpoint: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
 
 
 class UserError(ValueError):

@@ -43,7 +43,7 @@ def test_samples_are_the_same_every_time_and_rows_are_full() -> None:
 def test_a_side_in_its_own_process_gives_the_loss_of_the_model() -> None:
     answer = run_side(TINY)
     rows = pack_rows(make_rows(TINY), TINY.row_tokens)
-    loss_sum, num_labels = GenLIP(TINY.config)(rows)
+    loss_sum, num_labels, _ = GenLIP(TINY.config)(rows)
     assert answer["loss"] == pytest.approx((loss_sum / num_labels).item(), rel=1e-5)
     assert answer["num_samples"] == rows.num_samples
     assert answer["step_s"] > 0

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from train.checkpoint import committed_checkpoints, latest_checkpoint, read_state
+from train.checkpoints import committed_checkpoints, latest_checkpoint, read_state
 from train.consumed import BadSample, Consumed, bad_samples, describe, lineage, own_rows, places_of
 from train.setup import RunSetup, set_up
 from train.stream import Position, Step
@@ -178,7 +178,7 @@ def _check_checkpoints(run_dir: Path, positions: dict[int, tuple[Position, int]]
     """Checkpoints that do not stand where the plan is after their step."""
     problems = []
     for checkpoint in committed_checkpoints(run_dir):
-        state, _ = read_state(checkpoint)
+        state = read_state(checkpoint)
         stands = (Position(int(state.stream["segment"]), int(state.stream["row"])), state.samples_seen)
         if positions.get(state.step) != stands:
             problems.append(f"{checkpoint.name}: {_words(stands[0])} after {stands[1]:,} samples is not in the plan")
@@ -195,7 +195,7 @@ def verify_resume(run_dir: Path, num_steps: int) -> Findings:
     Raises:
         UserError: There is no checkpoint.
     """
-    state, _ = read_state(latest_checkpoint(run_dir))
+    state = read_state(latest_checkpoint(run_dir))
     records, found = Records(run_dir), Findings()
     middle = Position(int(state.stream["segment"]), int(state.stream["row"]))
     first, last = max(1, state.step - num_steps + 1), min(records.last_step, state.step + num_steps)

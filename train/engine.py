@@ -2,13 +2,17 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from model import GenLIP
-from train.recipe import OptimSpec, TrainSpec
+from train.deepspeed_config import deepspeed_config
+from train.ema import keep_average
+from train.optimizer import build_optimizer
+from train.recipe import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -49,35 +53,32 @@ def join_group() -> Ranks:
 def build_engine(model: GenLIP, spec: TrainSpec, world_size: int) -> Any:
     """Wrap a model for training: ZeRO, precision, accumulation and clipping as the recipe says.
 
-    The loss that goes into `engine.backward` is averaged over ranks and micro-batches; see `loop.loss_scale`.
+    The loss that goes into `engine.backward` is averaged over ranks and micro-batches; see `loop.train_step`.
     """
     import deepspeed
 
-    on_gpu = torch.cuda.is_available()
-    optimizer = build_optimizer(model, spec.optim, fused=on_gpu)
-    config = {
-        "train_batch_size": spec.lanes,
-        "train_micro_batch_size_per_gpu": spec.micro_rows,
-        "gradient_accumulation_steps": spec.lanes // (world_size * spec.micro_rows),
-        "gradient_clipping": spec.optim.clip,
-        "zero_optimization": {"stage": spec.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": spec.precision == "bf16"},
-        "steps_per_print": 1 << 62,
-    }
-    if spec.precision == "bf16":
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    model.gradient_checkpointing = spec.gradient_checkpointing != "none"
+    model.recompute = "cheap" if spec.gradient_checkpointing == "selective" else "all"
+    optimizer = build_optimizer(model, spec.optim)
+    if spec.ema:
+        keep_average(optimizer, spec.ema.decay)
+    config = deepspeed_config(spec, world_size, on_gpu=torch.cuda.is_available())
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if spec.zero.stage == 0:
+        engine.clip_fp32_gradients = partial(_clip_or_discard, engine)
     return engine
 
 
-def build_optimizer(model: GenLIP, spec: OptimSpec, fused: bool) -> torch.optim.AdamW:
-    """AdamW with the same decay on every parameter, as the official recipe has it."""
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=spec.lr,
-        betas=spec.betas,
-        eps=spec.eps,
-        weight_decay=spec.weight_decay,
-        fused=fused,
-    )
+def _clip_or_discard(engine: Any) -> None:
+    """Stage 0's clipping. DeepSpeed's own would make all weights NaN by a norm that is not finite.
+
+    Such gradients are discarded, and `overflow` says so to the engine, as the optimisers of the other stages do.
+    """
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    engine.optimizer.overflow = not norm.isfinite()
+    if engine.optimizer.overflow:
+        engine.zero_grad()
+    else:
+        torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), engine.gradient_clipping(), norm)
+    engine._global_grad_norm = norm

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,8 @@ class StepBatch:
     keys: list[str]
     """Of this rank's samples."""
     num_micro_batches: int
-    micro_batches: Iterator[PackedRows]
-    """Each is made while those before it are used, and its memory is used again when nothing refers to it any more."""
+    micro_batches: Iterable[PackedRows]
+    """To be taken once. Each is made while those before it are used, and its memory is used again when nothing refers to it any more."""
     sources: list[list[int]]
     """The source of each sample, for each micro-batch that was taken."""
 

@@ -1,166 +1,221 @@
-"""The training loop."""
+"""The training loop, for every stage and objective: it knows the loss sum of a micro-batch and the plan's counts."""
 
+import logging
 import math
-import resource
-import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from model import ImageProcessor, Tokenizer
-from pipeline.errors import UserError
-from train.checkpoint import TrainState, save_checkpoint
+from train.checkpoints import Checkpoints, TrainState
 from train.engine import Ranks
+from train.faults import HangWatch, SpikeGuard, StopRequest, check_refusals, record_refusal
 from train.loader import Loader, StepBatch
+from train.meter import Meter, PhaseTimer
 from train.metrics import StepMetrics
+from train.profiler import ProfileWindow
 from train.recipe import TrainSpec
+from train.sanity import GradientCheck
 from train.schedule import learning_rate
 
 OnLog = Callable[[StepMetrics], None]
 
+_log = logging.getLogger(__name__)
 
-def fit(
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a step; the same on all ranks."""
+
+    loss: float
+    """Nats per labelled token of the global batch."""
+    grad_norm: float
+    """Before clipping; infinite or NaN where the loss or a gradient is not finite."""
+    is_applied: bool
+    """False: the step was refused, and neither weights nor moments have changed."""
+    asks_to_stop: bool
+    """Whether any rank was asked to stop."""
+
+
+def train_step(
     engine: Any,
-    loader: Loader,
-    state: TrainState,
-    spec: TrainSpec,
+    batch: StepBatch,
+    lr: float,
     ranks: Ranks,
-    run_dir: Path,
-    tokenizer: Tokenizer,
-    processor: ImageProcessor,
     seed: int,
-    on_log: OnLog,
-) -> TrainState:
-    """Train until `spec.length` samples are seen; checkpoints on the way and at the end.
-
-    Args:
-        engine: From `build_engine`, restored to `state`.
-        loader: This rank's data, with `state.stream` loaded.
-        state: Where to begin.
-        spec: Schedule, batch, checkpoints.
-        ranks: This process's place.
-        run_dir: Where checkpoints go.
-        tokenizer: Exported with each checkpoint, as is `processor`.
-        processor: Exported with each checkpoint.
-        seed: Of DropPath.
-        on_log: Called on the first rank with each logged step.
-
-    Raises:
-        RuntimeError: The loader stands elsewhere than the state.
-    """
-    if state.step and loader.state_dict() != state.stream:
-        raise RuntimeError("the checkpoint's stream state was not loaded into the loader")
-
-    def save(state: TrainState) -> None:
-        save_checkpoint(engine, state, run_dir, ranks, tokenizer, processor, spec.checkpoint.keep_last)
-
-    meter = _Meter(loader, spec.length, state.samples_seen)
-    steps = iter(loader)
-    while state.samples_seen < spec.length:
-        batch = next(steps)
-        lr = learning_rate(state.samples_seen, spec.length, spec.optim)
-        loss = train_step(engine, batch, lr, ranks, seed * 1_000_003 + state.step)
-        before = state
-        state = TrainState(state.step + 1, state.samples_seen + batch.num_samples, loader.state_dict())
-        done = state.samples_seen >= spec.length
-        meter.add(batch)
-        if state.step % spec.log_every == 0 or done:
-            metrics = meter.read(state, loss, float(engine.get_global_grad_norm() or 0.0), lr)
-            if ranks.is_first:
-                on_log(metrics)
-        if done or state.samples_seen // spec.checkpoint.every > before.samples_seen // spec.checkpoint.every:
-            save(state)
-    steps.close()
-    return state
-
-
-def train_step(engine: Any, batch: StepBatch, lr: float, ranks: Ranks, seed: int) -> float:
+    meter: Meter | None = None,
+    max_loss: float = math.inf,
+    stop: bool = False,
+) -> StepResult:
     """One optimiser step on one global batch.
 
     The loss is the sum of the token losses of the global batch over its number of labelled tokens, whatever the
     number of ranks and micro-batches. DropPath draws from (seed, lane), so it is the same too on any number of ranks,
     and nothing random is state.
 
-    Returns:
-        That loss, the same on all ranks.
+    A step is refused where the loss is not finite or above `max_loss`, or the gradient norm is not finite. The first
+    two become the third: the last micro-batch's loss is scaled by NaN, on the device, and the engine discards the
+    gradients of a step whose norm is not finite. So all ranks agree, and none waits for its device before the step.
 
-    Raises:
-        UserError: The loss is not finite; the weights have not been touched.
+    Args:
+        engine: From `build_engine`.
+        batch: This rank's part. Its micro-batches are taken once, each dropped before the next.
+        lr: Of this step.
+        ranks: This process's place.
+        seed: Of DropPath in this step.
+        meter: Times the parts of the step, and adds up the losses of the sources.
+        max_loss: A larger loss is refused.
+        stop: Whether this process was asked to stop.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     # DeepSpeed averages over ranks and micro-batches; this turns its average back into the sum.
-    scale = ranks.world_size * batch.num_micro_batches / batch.num_labels
-    total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    for number, rows in enumerate(batch.micro_batches, start=1):
-        lane = batch.first_lane + (number - 1) * len(rows.input_ids_BS)
-        torch.manual_seed(seed * 65_537 + lane)
-        loss_sum = engine(rows.to(ranks.device)).loss_sum
-        engine.backward(loss_sum * scale)
-        total += loss_sum.detach()
-        if number == batch.num_micro_batches:
-            dist.all_reduce(total)
-            _refuse_non_finite(total, batch)
-        engine.step()
-    return float(total) / batch.num_labels
+    scale = torch.full((), ranks.world_size * batch.num_micro_batches / batch.num_labels, device=ranks.device)
+    sums_2 = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # of the token losses, and of requests to stop
+    sums_2[1] += stop
+    timer = meter.timer if meter else PhaseTimer(ranks.device)
+    micro_batches = iter(batch.micro_batches)
+    for number in range(batch.num_micro_batches):
+        rows = next(micro_batches).to(ranks.device)
+        torch.manual_seed(seed * 65_537 + batch.first_lane + number * len(rows.input_ids_BS))
+        with timer("forward"):
+            output = engine(rows)
+            sums_2[0] += output.loss_sum.detach()
+            if meter:
+                meter.losses.add(rows, output.token_losses_L, batch.sources[number])
+            if number == batch.num_micro_batches - 1:
+                dist.all_reduce(sums_2)
+                is_good = sums_2[0].isfinite() & (sums_2[0] <= max_loss * batch.num_labels)
+                scale = torch.where(is_good, scale, math.nan)
+        with timer("backward"):
+            engine.backward(output.loss_sum * scale)
+        del rows, output
+        with timer("optimiser"):
+            engine.step()
+    loss_sum, num_stops = sums_2.tolist()
+    norm = float(engine.get_global_grad_norm())
+    return StepResult(loss_sum / batch.num_labels, norm, engine.was_step_applied(), num_stops > 0)
 
 
-def _refuse_non_finite(total: torch.Tensor, batch: StepBatch) -> None:
-    if not math.isfinite(float(total)):
-        raise UserError(
-            f"the loss is {float(total)} at step {batch.step:,}; the step was not taken",
-            why=f"samples on this rank: {', '.join(batch.keys[:20])}",
-            next_step="lower train.optim.lr, or look at these samples; the last checkpoint is intact",
+class Trainer:
+    """Trains one rank's part of a run."""
+
+    def __init__(
+        self,
+        engine: Any,
+        loader: Loader,
+        checkpoints: Checkpoints,
+        spec: TrainSpec,
+        ranks: Ranks,
+        run_dir: Path,
+        seed: int,
+        on_log: OnLog,
+    ) -> None:
+        """Args:
+        engine: From `build_engine`.
+        loader: This rank's data.
+        checkpoints: Where the state is saved, on the way and at the end.
+        spec: Schedule, batch, faults.
+        ranks: This process's place.
+        run_dir: Where faults are written down.
+        seed: Of DropPath.
+        on_log: Called with each logged step, on every rank.
+        """
+        self._engine, self._loader, self._checkpoints, self._spec = engine, loader, checkpoints, spec
+        self._ranks, self._run_dir, self._seed, self._on_log = ranks, run_dir, seed, on_log
+
+    def fit(self, state: TrainState) -> TrainState:
+        """Train until `length` samples are seen, or until a rank is asked to stop; either way a checkpoint is there.
+
+        Args:
+            state: Where to begin; engine and loader stand there.
+
+        Returns:
+            The state at the end, with fewer samples than `length` where the run was asked to stop.
+
+        Raises:
+            RuntimeError: The loader stands elsewhere than the state.
+            UserError: Too many steps were refused, a parameter gets no gradient, or checkpoints cannot be saved.
+        """
+        if state.step and self._loader.state_dict() != state.stream:
+            raise RuntimeError("the checkpoint's stream state was not loaded into the loader")
+        spec, ranks = self._spec, self._ranks
+        guard = SpikeGuard(spec.faults.spike, state.recent_losses)
+        meter = Meter(self._loader, spec, ranks, state.samples_seen)
+        window = ProfileWindow(self._run_dir, spec.profile, ranks)
+        watch = HangWatch(self._run_dir, ranks.rank, spec.faults.hang_s)
+        with StopRequest(self._run_dir, ranks) as stop, watch, closing(iter(self._loader)) as steps:
+            is_last = state.samples_seen >= spec.length
+            while not is_last:
+                with window.step(state.step + 1):
+                    batch = next(steps)
+                    lr = learning_rate(state.samples_seen, spec.length, spec.optim)
+                    result = self._step(batch, lr, state.step, meter, guard.max_loss, bool(stop))
+                before, state = state, self._after(state, batch, result, guard)
+                is_last = result.asks_to_stop or state.samples_seen >= spec.length
+                meter.add(batch)
+                if is_last or (state.step % spec.log_every == 0 and result.is_applied):
+                    self._on_log(meter.read(state.step, result.loss, result.grad_norm, lr))
+                watch.progress()
+                if is_last or _passed(spec.checkpoint.every, before, state):
+                    meter.add_stall(self._checkpoints.save(self._engine, state))
+                    watch.progress()
+            watch.pause()
+            self._checkpoints.wait(is_last=True)
+        return state
+
+    def _step(
+        self, batch: StepBatch, lr: float, steps_before: int, meter: Meter, max_loss: float, stop: bool
+    ) -> StepResult:
+        seed = self._seed * 1_000_003 + steps_before
+        if steps_before:
+            return train_step(self._engine, batch, lr, self._ranks, seed, meter, max_loss, stop)
+        with GradientCheck(self._engine.module, self._ranks) as check:
+            result = train_step(self._engine, batch, lr, self._ranks, seed, meter, max_loss, stop)
+        check.verify()
+        return result
+
+    def _after(self, state: TrainState, batch: StepBatch, result: StepResult, guard: SpikeGuard) -> TrainState:
+        """The state after a step. The samples of a refused one count as seen: the stream goes on behind them."""
+        refused_steps = state.refused_steps
+        if result.is_applied:
+            guard.add(result.loss)
+        else:
+            refused_steps += 1
+            self._refuse(batch, result, guard.max_loss, refused_steps)
+        return TrainState(
+            step=state.step + 1,
+            samples_seen=state.samples_seen + batch.num_samples,
+            stream=self._loader.state_dict(),
+            refused_steps=refused_steps,
+            recent_losses=guard.recent,
         )
 
-
-class _Meter:
-    """Rates between two log lines."""
-
-    def __init__(self, loader: Loader, length: int, samples_before: int) -> None:
-        self._loader = loader
-        self._length = length
-        self._start_s = time.perf_counter()
-        self._samples_before = samples_before
-        self._reset()
-
-    def _reset(self) -> None:
-        self._since_s = time.perf_counter()
-        self._wait_before_s = self._loader.wait_s
-        self._samples = self._tokens = self._flops = 0
-
-    def add(self, batch: StepBatch) -> None:
-        self._samples += batch.num_samples
-        self._tokens += batch.num_tokens
-        self._flops += batch.flops
-
-    def read(self, state: TrainState, loss: float, grad_norm: float, lr: float) -> StepMetrics:
-        now = time.perf_counter()
-        elapsed_s = now - self._since_s
-        rate = (state.samples_seen - self._samples_before) / (now - self._start_s)
-        metrics = StepMetrics(
-            step=state.step,
-            samples=state.samples_seen,
-            passes=self._loader.passes(),
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=lr,
-            samples_per_s=self._samples / elapsed_s,
-            tokens_per_s=self._tokens / elapsed_s,
-            flops_per_s=self._flops / elapsed_s,
-            read=self._loader.bytes_read(),
-            data_wait=(self._loader.wait_s - self._wait_before_s) / elapsed_s,
-            memory_gib=_memory_gib(),
-            eta_s=max(0, self._length - state.samples_seen) / rate,
-        )
-        self._reset()
-        return metrics
+    def _refuse(self, batch: StepBatch, result: StepResult, max_loss: float, refused_steps: int) -> None:
+        """Write down a step that was not taken, and rewind if the recipe says so."""
+        faults = self._spec.faults
+        is_spike = max_loss < result.loss < math.inf
+        if is_spike:
+            reason = f"its loss of {result.loss:.4g} was a spike, above {max_loss:.4g}"
+        elif math.isfinite(result.loss):
+            reason = f"its gradient norm was {result.grad_norm}"
+        else:
+            reason = f"its loss was {result.loss}"
+        record_refusal(self._run_dir, self._ranks, batch, reason)
+        if self._ranks.is_first:
+            _log.warning("step %d was refused: %s", batch.step, reason)
+        check_refusals(refused_steps, faults, self._run_dir, reason)
+        if is_spike and faults.spike.action == "rewind":
+            # Clock and stream go on, so the audit sees a run like any other; and a run that is killed behind the spike
+            # resumes from the same checkpoint, comes to the same spike and does the same.
+            self._checkpoints.wait()
+            self._checkpoints.restore(self._engine)
 
 
-def _memory_gib() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _passed(every: int, before: TrainState, after: TrainState) -> bool:
+    """Whether a multiple of so many samples was passed."""
+    return after.samples_seen // every > before.samples_seen // every

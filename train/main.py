@@ -3,14 +3,18 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 from model import GenLIP
-from train.checkpoint import TrainState, load_checkpoint
-from train.engine import build_engine, join_group
+from train.checkpoints import Checkpoints, HuggingFaceExport, TrainState, committed_checkpoints
+from train.engine import Ranks, build_engine, join_group
+from train.init_from import load_initial_weights
 from train.loader import Loader
-from train.loop import OnLog, fit
-from train.metrics import StepMetrics, forget_after, log_metrics
-from train.setup import check_world_size, set_up
+from train.loop import OnLog, Trainer
+from train.metrics import StepMetrics
+from train.sanity import check_equal_weights
+from train.setup import RunSetup, check_world_size, set_up
+from train.sinks import Sinks
 
 
 def run_training(run_dir: Path, on_log: OnLog = lambda metrics: None) -> TrainState:
@@ -21,28 +25,53 @@ def run_training(run_dir: Path, on_log: OnLog = lambda metrics: None) -> TrainSt
         on_log: Called on the first process for each logged step, after it was written to the metrics.
 
     Returns:
-        The state at the end.
+        The state at the end, with fewer samples than the recipe's length where the run was asked to stop.
     """
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning)
     setup = set_up(run_dir)
     job, spec = setup.job, setup.job.train
-    ranks = join_group()
-    check_world_size(spec.lanes, spec.micro_rows, ranks.world_size)
-
-    model = GenLIP(setup.config)
-    model.init_weights(job.seed)
-    model.gradient_checkpointing = spec.gradient_checkpointing
-    engine = build_engine(model, spec, ranks.world_size)
-    state = load_checkpoint(engine, run_dir, ranks)
+    ranks, engine = begin(setup, run_dir)
+    export = HuggingFaceExport(setup.config, setup.tokenizer, setup.processor, run_dir.resolve().name)
+    checkpoints = Checkpoints(run_dir, spec.checkpoint, ranks, export, _made_of(setup))
+    state = checkpoints.restore(engine)
     loader = Loader(setup, run_dir, ranks.rank, ranks.world_size)
     if state.stream:
         loader.load_state_dict(state.stream)
-    if ranks.is_first:
-        forget_after(run_dir, state.step)
+    sinks = Sinks(run_dir, spec.log, ranks, state.step, state.samples_seen)
 
     def log(metrics: StepMetrics) -> None:
-        log_metrics(run_dir, metrics)
-        on_log(metrics)
+        sinks.log(metrics)
+        if ranks.is_first:
+            on_log(metrics)
 
-    return fit(engine, loader, state, spec, ranks, run_dir, setup.tokenizer, setup.processor, job.seed, log)
+    state = Trainer(engine, loader, checkpoints, spec, ranks, run_dir, job.seed, log).fit(state)
+    sinks.close()
+    return state
+
+
+def begin(setup: RunSetup, run_dir: Path) -> tuple[Ranks, Any]:
+    """Join the group that the environment describes, and build the engine with the weights that a run begins with.
+
+    Args:
+        setup: Of the run.
+        run_dir: Where it is written down which weights of another run these are.
+
+    Raises:
+        UserError: The number of processes does not fit, or their weights differ.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    spec = setup.job.train
+    ranks = join_group()
+    check_world_size(spec.lanes, spec.micro_rows, ranks.world_size)
+    model = GenLIP(setup.config)
+    if spec.init_from and not committed_checkpoints(run_dir):  # the other run may have moved on since
+        load_initial_weights(model, setup.tokenizer, run_dir, spec.init_from)
+    else:
+        model.init_weights(setup.job.seed)
+    check_equal_weights(model, ranks)
+    return ranks, build_engine(model, spec, ranks.world_size)
+
+
+def _made_of(setup: RunSetup) -> dict[str, Any]:
+    """What a checkpoint of this run is of."""
+    return {"model": setup.config.to_dict(), "tokenizer": setup.tokenizer.fingerprint, "optimizer": "AdamW"}

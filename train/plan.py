@@ -3,12 +3,17 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from model import count_parameters
 from train.loader import stream_state
+from train.mfu import device_name, mfu_lines
+from train.optimizer import decay_lines
 from train.order import shuffle_quality
+from train.plan_cost import StepCost, cost_lines
+from train.recipe import TrainSpec
 from train.setup import RunSetup, check_world_size
 from train.stream import Position, Stream
 
@@ -40,8 +45,13 @@ def measure(stream: Stream) -> Means:
     return Means(num_rows, num_samples, mean("tokens_N"), mean("patches_N"), mean("flops_N"))
 
 
-def plan_lines(setup: RunSetup, world_size: int) -> list[str]:
+def plan_lines(setup: RunSetup, world_size: int, run_dir: Path | None = None) -> list[str]:
     """The training plan as lines of text.
+
+    Args:
+        setup: Of the run.
+        world_size: Processes to plan for.
+        run_dir: Whose metrics say how fast the devices are, if it has any.
 
     Raises:
         UserError: The lanes cannot be dealt to that many processes.
@@ -63,17 +73,32 @@ def plan_lines(setup: RunSetup, world_size: int) -> list[str]:
         f"step       {spec.lanes} lanes × {spec.row_tokens:,} tokens = {spec.lanes * spec.row_tokens:,} tokens"
         f" ≈ {samples_per_step:.1f} samples",
         f"processes  {spec.lanes} lanes = {world_size} processes × {spec.micro_rows} rows"
-        f" × {accumulation} accumulated; ZeRO stage {spec.zero_stage}, {spec.precision}",
+        f" × {accumulation} accumulated; ZeRO stage {spec.zero.stage}, {spec.precision}",
+        *_schedule_lines(spec, samples_per_step),
+        f"compute    {spec.length:,} samples × {means.flops / 1e9:.2f} GFLOP"
+        f" = {spec.length * means.flops:.3g} FLOP (forward + backward, labelled-only head)",
+        *mfu_lines(means.flops, world_size, device_name(), spec.precision, spec.log.peak_tflops),
+        f"checkpoint every {spec.checkpoint.every:,} samples"
+        f" ≈ {spec.checkpoint.every / samples_per_step:,.0f} steps, the last {spec.checkpoint.keep_last} kept",
+        *_state_lines(setup),
+        *decay_lines(config, spec.optim),
+        *cost_lines(config, spec, _step_cost(setup, means), world_size, run_dir),
+    ]
+
+
+def _schedule_lines(spec: TrainSpec, samples_per_step: float) -> list[str]:
+    return [
         f"length     {spec.length:,} samples ÷ {samples_per_step:.1f} ≈ {spec.length / samples_per_step:,.0f} steps",
         f"warm-up    {spec.optim.warmup:,} samples ÷ {samples_per_step:.1f}"
         f" ≈ {spec.optim.warmup / samples_per_step:,.0f} steps, to lr {spec.optim.lr:g}; then cosine to"
         f" {spec.optim.min_lr:g}",
-        f"compute    {spec.length:,} samples × {means.flops / 1e9:.2f} GFLOP"
-        f" = {spec.length * means.flops:.3g} FLOP (forward + backward, labelled-only head)",
-        f"checkpoint every {spec.checkpoint.every:,} samples"
-        f" ≈ {spec.checkpoint.every / samples_per_step:,.0f} steps, the last {spec.checkpoint.keep_last} kept",
-        *_state_lines(setup),
     ]
+
+
+def _step_cost(setup: RunSetup, means: Means) -> StepCost:
+    samples = means.num_samples / means.num_rows * setup.job.train.lanes
+    labels = means.tokens - means.patches - len(setup.tokenizer.prompt_ids)
+    return StepCost(means.tokens * samples, means.patches * samples, labels * samples, means.flops * samples, samples)
 
 
 def _fill(means: Means, row_tokens: int) -> float:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.errors import UserError
+from train.deepspeed_config import owned_keys
 from train.reading import ReadingSpec
 
 RECIPE_FILE = "recipe.json"
@@ -42,7 +43,8 @@ class TokenizerSpec(Section):
     kind: Literal["sentencepiece", "huggingface"] = "sentencepiece"
     """`sentencepiece` is trained on the store's captions; `huggingface` is loaded from `path`."""
     path: str = ""
-    """Name or folder of a Hugging Face tokenizer with <|im_end|>, such as Qwen/Qwen3-0.6B."""
+    """Name or folder of a Hugging Face tokenizer with <|im_end|>, such as Qwen/Qwen3-0.6B; or, of a sentencepiece one
+    that is trained already, its folder, such as runs/demo/tokenizer, from which its prompt is taken too."""
     vocab_size: Annotated[int, Field(ge=300)] = 8_000
     """Of a trained tokenizer; fewer where the captions do not yield as many."""
     prompt: str = "Describe the image in detail."
@@ -50,8 +52,8 @@ class TokenizerSpec(Section):
 
     @model_validator(mode="after")
     def _path_fits(self) -> "TokenizerSpec":
-        if (self.kind == "huggingface") != bool(self.path):
-            raise ValueError("tokenizer.path is needed for kind: huggingface, and for that alone")
+        if self.kind == "huggingface" and not self.path:
+            raise ValueError("tokenizer.path is needed for kind: huggingface")
         return self
 
 
@@ -68,6 +70,9 @@ class ModelSpec(Section):
     """`min_pixels` and `max_pixels` bound a `native` image."""
 
 
+UndecayedKind = Literal["norms", "biases", "layer_scales", "embeddings"]
+
+
 class OptimSpec(Section):
     """AdamW with linear warm-up and cosine decay, on the clock of samples seen."""
 
@@ -77,16 +82,114 @@ class OptimSpec(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1.0e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """On every parameter, as in the official recipe."""
+    no_decay: tuple[UndecayedKind, ...] = ()
+    """Kinds of parameters without weight decay; the official recipe has it on every one."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Global gradient norm."""
 
+    @model_validator(mode="after")
+    def _floor_is_below_the_peak(self) -> "OptimSpec":
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+        return self
+
+
+class ZeroSpec(Section):
+    """How DeepSpeed divides what training keeps in memory."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """Of what a process keeps only its own part: 1 the optimiser's state, 2 and the gradients, 3 and the weights; 0 of
+    nothing, in fp32 alone."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What stays in the host's memory instead of the GPU's: the optimiser with its step, or (stage 3) weights too."""
+
+    @model_validator(mode="after")
+    def _offload_fits(self) -> "ZeroSpec":
+        if self.offload == "all" and self.stage != 3:
+            raise ValueError(f"offload: all needs stage 3, which divides the weights; stage {self.stage} does not")
+        if self.offload == "optimizer" and self.stage == 0:
+            raise ValueError("offload: optimizer needs stage 1, 2 or 3, which divide the optimiser's state")
+        return self
+
 
 class CheckpointSpec(Section):
-    """When to save, and what to keep."""
+    """When to save, where, and what to keep."""
 
     every: Samples = 10_000_000
     keep_last: Annotated[int, Field(ge=1)] = 2
+    """The newest ones."""
+    keep_every: Samples = 0
+    """Besides, the first one after each multiple of so many samples is kept for good; 0 keeps none."""
+    folder: str = ""
+    """Folder or URL that all nodes share; a folder with the run's name is made in it. RUN/checkpoints where empty."""
+    on_failed_save: Literal["warn", "stop"] = "warn"
+    """`warn` goes on training, but stops after three failures in a row."""
+
+
+class SpikeSpec(Section):
+    """What happens to a step whose loss is far above those before it."""
+
+    factor: Annotated[float, Field(ge=0)] = 0
+    """A loss above so many times the running median is a spike; 0 looks for none."""
+    window: Annotated[int, Field(ge=2)] = 100
+    """Steps of that median; before there are so many, no step is a spike."""
+    action: Literal["skip", "rewind"] = "skip"
+    """`skip` leaves the step out; `rewind` also takes weights and optimiser back to the last checkpoint. Both go on
+    with the samples behind the spike."""
+
+    @field_validator("factor")
+    @classmethod
+    def _lets_ordinary_losses_pass(cls, factor: float) -> float:
+        if 0 < factor <= 1:
+            raise ValueError("must be above 1, or 0 to look for no spikes")
+        return factor
+
+
+class FaultSpec(Section):
+    """What a run does about trouble of its own."""
+
+    hang_s: Annotated[float, Field(gt=0)] = 600
+    """A process that ends no step for so long, counted from its first, writes its stacks and ends."""
+    max_refused_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps of a run that may be left out, for a number that is not finite or for a spike; one more stops it."""
+    spike: SpikeSpec = SpikeSpec()
+
+
+class LogSpec(Section):
+    """Where the numbers of a run go, beside its own RUN/metrics.jsonl."""
+
+    to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """`tensorboard` writes RUN/tensorboard; `wandb` sends to Weights & Biases, or keeps in RUN/wandb what
+    WANDB_MODE=offline says."""
+    wandb_project: str = "genlip"
+    peak_tflops: Annotated[float, Field(ge=0)] = 0
+    """What one device can do at the run's precision, for MFU; 0 takes the data sheet's number where it is known."""
+
+
+class DevicesSpec(Section):
+    """What `genlip plan` takes for granted of the machines where it cannot know it; training does not read it."""
+
+    memory_gib: Annotated[float, Field(ge=0)] = 0
+    """Of one device; 0 takes that of the GPU at hand."""
+    mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Share of its peak that a device reaches, until a run has measured it."""
+    network_gbit_per_s: Annotated[float, Field(ge=0)] = 0
+    """Of a node, all its adapters together; 0 shows 8 × 400 Gb/s InfiniBand and 100 Gb/s Ethernet."""
+
+
+class ProfileSpec(Section):
+    """Steps whose operations are traced, on the first process."""
+
+    from_step: Annotated[int, Field(ge=1)] = 10
+    """Of the run; past the first ones, which warm up."""
+    num_steps: Annotated[int, Field(ge=1)] = 3
+
+
+class EmaSpec(Section):
+    """A moving average of the weights, exported beside them."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+    """Share of the average that a step keeps; less in the first steps, see `train.ema`."""
 
 
 class SourceSpec(Section):
@@ -134,17 +237,31 @@ class TrainSpec(Section):
     block_shards: Annotated[int, Field(ge=1)] = 32
     """Shards whose samples are shuffled together: more mix better, fewer read a store more in sequence."""
     optim: OptimSpec = OptimSpec()
-    zero_stage: Literal[0, 1, 2] = 1
+    init_from: str = ""
+    """Weights to begin with: a run folder, of which the newest checkpoint is taken, or a model folder. Optimiser and
+    clock begin anew; fresh weights where it is empty."""
+    zero: ZeroSpec = ZeroSpec()
     precision: Literal["fp32", "bf16"] = "bf16"
-    gradient_checkpointing: bool = False
+    """`bf16` computes in bf16; master weights, gradient sums and the optimiser are fp32 either way."""
+    gradient_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass recomputes to save memory: `full` every block, `selective` all of it but matrix products
+    and attention."""
+    deepspeed: dict[str, Any] = {}
+    """More keys of DeepSpeed's configuration, as it spells them. Those that the recipe decides are refused; DeepSpeed
+    itself ignores ones that it does not know."""
     threads: Annotated[int, Field(ge=1)] = 4
     """Decoding threads in each process."""
     reading: ReadingSpec = ReadingSpec()
     max_bad_samples: Annotated[int, Field(ge=0)] = 100
     """Unreadable samples in one process after which the run stops."""
     checkpoint: CheckpointSpec = CheckpointSpec()
+    faults: FaultSpec = FaultSpec()
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of the log."""
+    log: LogSpec = LogSpec()
+    devices: DevicesSpec = DevicesSpec()
+    profile: ProfileSpec | None = None
+    ema: EmaSpec | None = None
 
     @field_validator("captions")
     @classmethod
@@ -152,6 +269,24 @@ class TrainSpec(Section):
         if abs(sum(captions.values()) - 1) > 1e-6:
             raise ValueError(f"the probabilities must add up to 1, these to {sum(captions.values()):g}")
         return captions
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _adds_to_the_recipe(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        if owned := owned_keys(raw):
+            raise ValueError(f"leave out what the recipe decides: {'; '.join(owned)}")
+        return raw
+
+    @model_validator(mode="after")
+    def _batch_and_precision_fit(self) -> "TrainSpec":
+        if self.lanes % self.micro_rows:
+            raise ValueError(f"train.micro_rows {self.micro_rows} does not divide train.lanes {self.lanes}")
+        if self.zero.stage == 0 and self.precision == "bf16":
+            raise ValueError(
+                "train.zero.stage 0 has no fp32 master weights for train.precision bf16: use stage 1, which costs the"
+                " same on one process, or precision fp32"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_fit(self) -> "TrainSpec":

@@ -54,9 +54,11 @@ def model_folder(checkpoint: str) -> Path:
     Raises:
         UserError: There is none.
     """
+    from train.recipe import RECIPE_FILE
+
     folder = Path(checkpoint)
-    if (folder / "checkpoints").is_dir():
-        from train.checkpoint import latest_checkpoint
+    if (folder / "checkpoints").is_dir() or (folder / RECIPE_FILE).exists():
+        from train.checkpoints import latest_checkpoint
 
         folder = latest_checkpoint(folder)
     if (folder / "model").is_dir():

@@ -16,7 +16,7 @@ from jobs.demo.registry import RegistryUnavailable, default_cache
 from jobs.demo.server import start_server
 from jobs.demo.urls import write_url_table
 from jobs.recipe import Recipe, load_recipe
-from jobs.report import STEPS_FILE
+from jobs.reporting.page import STEPS_FILE
 from pipeline.errors import EXIT_ENVIRONMENT, UserError
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "recipes" / "demo.yaml"

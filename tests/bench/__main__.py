@@ -18,6 +18,7 @@ BENCHMARKS = {
         "[--peers-python PATH]",
         "CPU time from shards to training batches, resuming and planning, against four other loaders",
     ),
+    "trainer": ("[--preset NAME]", "training from the store, against loops around open_clip's and the official model"),
 }
 
 

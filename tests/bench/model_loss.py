@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.loss import cross_entropy_sum
+from model.loss import cross_entropy
 from tests.bench.model_inputs import SEED, StepSetup
 from tests.bench.model_ours import Step
 
@@ -20,7 +20,7 @@ Loss = Callable[[Tensor, Tensor, nn.Linear], Tensor]
 
 def make_step(setup: StepSetup) -> Step:
     """Forward and backward of the LM head and its loss."""
-    return step_of(setup, lambda x_LD, y_L, head: cross_entropy_sum(x_LD, y_L, head, setup.vocab_size))
+    return step_of(setup, lambda x_LD, y_L, head: cross_entropy(x_LD, y_L, head, setup.vocab_size).sum())
 
 
 def step_of(setup: StepSetup, loss_sum: Loss) -> Step:

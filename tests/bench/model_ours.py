@@ -22,7 +22,7 @@ def make_step(setup: StepSetup) -> Step:
     rows = pack_rows(make_rows(setup), setup.row_tokens).to(setup.device)
 
     def step() -> Tensor:
-        loss_sum, num_labels = model(rows)
+        loss_sum, num_labels, _ = model(rows)
         mean = loss_sum / num_labels
         mean.backward()
         return mean.detach()

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +47,20 @@ class LongIndex:
         return self.num_shards * self.shard_samples
 
 
-def make_run(folder: Path, num_images: int) -> Path:
+def make_run(folder: Path, num_images: int, captions: Sequence[str] = ()) -> Path:
     """Shards of square photos with captions, and a run folder that reads them.
+
+    Args:
+        folder: Of store and run.
+        num_images: How many photos.
+        captions: Of each; those that `make_photos` returns where there are none.
 
     Returns:
         The run folder, ready for `train.setup.set_up`.
     """
     store = Store(str(folder / "store"))
-    captions = make_photos(folder / "corpus", num_images, ORIGINAL_SIDE_PX)
+    shipped = make_photos(folder / "corpus", num_images, ORIGINAL_SIDE_PX)
+    captions = captions or shipped
     starts = range(0, num_images, SHARD_SAMPLES)
     for number, start in enumerate(starts):
         samples = []

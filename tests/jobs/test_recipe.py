@@ -172,7 +172,7 @@ def test_set_replaces_nested_values_and_reads_them_as_yaml(path: Path) -> None:
         "train.optim.lr=1e-4",
         "train.optim.betas=[0.8, 0.9]",
         "train.length=2M samples",
-        "train.gradient_checkpointing=true",
+        "train.gradient_checkpointing=full",
         "store=s3://bucket/a=b",
         "seed=1",
         "seed=2",
@@ -181,7 +181,7 @@ def test_set_replaces_nested_values_and_reads_them_as_yaml(path: Path) -> None:
     assert recipe.ingest.fetch.timeout_s == 2.5
     assert recipe.ingest.filters == ({"caption_words": {"min": 2}},)
     assert (recipe.train.optim.lr, recipe.train.optim.betas) == (1e-4, (0.8, 0.9))
-    assert (recipe.train.length, recipe.train.gradient_checkpointing) == (2_000_000, True)
+    assert (recipe.train.length, recipe.train.gradient_checkpointing) == (2_000_000, "full")
     assert recipe.store == "s3://bucket/a=b"
     assert recipe.seed == 2
     assert recipe.ingest.source.urls == "urls.parquet"

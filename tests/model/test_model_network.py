@@ -203,7 +203,7 @@ def test_chunked_loss_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, logits_p
     hidden, targets = torch.randn(7, 5, requires_grad=True), torch.randint(11, (7,))
     expected = F.cross_entropy(head(hidden), targets, reduction="sum")
     expected_grads = torch.autograd.grad(expected, (hidden, head.weight))
-    actual = loss.cross_entropy_sum(hidden, targets, head, vocab_size=11)
+    actual = loss.cross_entropy(hidden, targets, head, vocab_size=11).sum()
     torch.testing.assert_close(actual, expected)
     for a, b in zip(torch.autograd.grad(actual, (hidden, head.weight)), expected_grads, strict=True):
         torch.testing.assert_close(a, b)
@@ -222,7 +222,7 @@ def test_loss_never_holds_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPat
         sizes.append(logits_LV.numel())
         return logits_LV
 
-    loss.cross_entropy_sum(torch.randn(10, 5), torch.randint(11, (10,)), head, vocab_size=11).backward()
+    loss.cross_entropy(torch.randn(10, 5), torch.randint(11, (10,)), head, vocab_size=11).sum().backward()
     assert sizes[:4] == [33, 33, 33, 11]
     assert sorted(sizes[4:]) == [11, 33, 33, 33]
 

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.store import Store
 from train.audit import audit_run, verify_resume
-from train.checkpoint import COMMITTED, TrainState
+from train.checkpoints import COMMITTED, TrainState
+from train.checkpoints.record import Record, write_record
 from train.consumed import BadSample, bad_samples_file, consumed_file
 from train.jsonl import append_line, read_lines
 from train.loader import Loader
@@ -42,10 +44,8 @@ def read_steps(run_dir: Path, num_steps: int, world_size: int = 1, state: State 
 
 def commit(run_dir: Path, state: State, num_samples: int) -> None:
     """A checkpoint as far as the audit looks at it."""
-    folder = run_dir / "checkpoints" / f"step-{state['step']:08d}"
-    folder.mkdir(parents=True)
-    record = asdict(TrainState(int(state["step"]), num_samples, state)) | {"world_size": 1}
-    (folder / COMMITTED).write_text(json.dumps(record))
+    record = Record(state=TrainState(int(state["step"]), num_samples, state))
+    write_record(Store(str(run_dir / "checkpoints")), f"step-{state['step']:08d}", record)
 
 
 def change(path: Path, step: int, **values: Any) -> None:

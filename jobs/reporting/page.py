@@ -7,49 +7,42 @@ from pathlib import Path
 from typing import Any
 
 from jobs.captions import CAPTIONS_FILE
-from jobs.charts import BLUE, GREEN, GREY, ORANGE, RED, bars, line_chart
 from jobs.console import duration, say
 from jobs.evaluation import EVAL_FILE, eval_rows
 from jobs.recipe import Recipe
+from jobs.reporting.charts import BLUE, GREEN, GREY, ORANGE, RED, bars
+from jobs.reporting.history import History, read_history
+from jobs.reporting.style import STYLE
+from jobs.reporting.training import training_section
 from jobs.runs import read_run
 from pipeline.curate.select import read_summary
 from pipeline.funnel import read_funnel
 from pipeline.store import Store
-from train.metrics import read_metrics
 
 REPORT_FILE = "report.html"
 STEPS_FILE = "steps.json"
 """Commands and their seconds, where something such as the demo has recorded them."""
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1d2129;max-width:1000px;margin:2rem auto;padding:0 1rem}
-h1{margin-bottom:0}h2{margin-top:2.2rem;border-bottom:1px solid #e3e6ea}
-.tiles{display:flex;flex-wrap:wrap;gap:12px}.tile{background:#f5f7f9;border-radius:8px;padding:10px 16px}
-.tile b{display:block;font-size:1.4rem}table{border-collapse:collapse}
-td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top}.number{text-align:right;white-space:nowrap}
-.part{padding-left:1.6em;color:#5a606b}
-.bars{width:100%}.bar{width:45%}.bar span{display:block;height:14px;border-radius:3px;min-width:1px}
-svg{width:100%;height:auto;font-size:11px;fill:#5a606b}.charts{display:grid;grid-template-columns:1fr 1fr;gap:20px}
-figure{margin:0}figcaption{color:#5a606b}img{max-width:100%;border:1px solid #e3e6ea}
-pre{background:#f5f7f9;padding:12px;border-radius:8px;overflow-x:auto}.note{color:#5a606b}
-"""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(run_dir: Path) -> int:
     """Write RUN/report.html from what the run folder and the store hold. Returns the exit code."""
     recipe = read_run(run_dir)
+    history = read_history(run_dir)
     sections = [
-        _headline(run_dir, recipe),
+        _headline(run_dir, recipe, history),
         _funnel(recipe),
-        _training(run_dir),
+        training_section(history, _heldout_loss(run_dir)),
         _evaluation(run_dir),
         _captions(run_dir),
         _repeat(run_dir, recipe),
     ]
     title = f"genlip run {escape(recipe.name)}"
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>{"".join(sections)}</body></html>\n'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy"'
+        f' content="{_POLICY}"><title>{title}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>'
+        f"<body>{''.join(sections)}</body></html>\n"
     )
     path = run_dir / REPORT_FILE
     path.write_text(page, encoding="utf-8")
@@ -57,12 +50,12 @@ def write_report(run_dir: Path) -> int:
     return 0
 
 
-def _headline(run_dir: Path, recipe: Recipe) -> str:
+def _headline(run_dir: Path, recipe: Recipe, history: History) -> str:
     tiles = []
-    metrics = read_metrics(run_dir)
-    if metrics:
-        tiles.append(("samples seen", f"{metrics[-1]['samples']:,}"))
-        tiles.append(("last loss, nats per token", f"{metrics[-1]['loss']:.3f}"))
+    if len(history):
+        seen, length = history["samples"][-1], recipe.train.length
+        tiles.append((f"of {length:,} samples seen ({seen / length:.1%})", f"{seen:,.0f}"))
+        tiles.append(("last loss, nats per token", f"{history['loss'][-1]:.3f}"))
     result = _read_json(run_dir / EVAL_FILE)
     if result:
         tiles.append(("held-out loss, nats per token", f"{result['caption_loss']['nats_per_token']:.3f}"))
@@ -105,21 +98,10 @@ def _selection(recipe: Recipe) -> str:
     )
 
 
-def _training(run_dir: Path) -> str:
-    metrics = read_metrics(run_dir)
-    if not metrics:
-        return "<h2>Training</h2><p>not trained yet</p>"
-    xs = [entry["samples"] for entry in metrics]
-    charts = [
-        line_chart(xs, [entry[name] for entry in metrics], "samples seen", title)
-        for name, title in (
-            ("loss", "training loss, nats per token"),
-            ("lr", "learning rate"),
-            ("samples_per_s", "samples per second"),
-            ("data_wait", "share of time waiting for data"),
-        )
-    ]
-    return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>'
+def _heldout_loss(run_dir: Path) -> tuple[float, float] | None:
+    """Samples seen by the checkpoint that was evaluated, and its held-out loss."""
+    result = _read_json(run_dir / EVAL_FILE)
+    return (result["samples_seen"], result["caption_loss"]["nats_per_token"]) if result else None
 
 
 def _evaluation(run_dir: Path) -> str:

@@ -1,0 +1,120 @@
+"""Benchmark: training end to end from the store, against loops around open_clip's and the official model; on a CPU."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+from tests.bench.harness import BenchError, Metric, Peer, Result, rounds
+from tests.bench.trainer_inputs import TrainerSetup, make_bench_run, set_length
+from train.setup import set_up
+from train.stream import Position
+
+BENCH = "trainer"
+MAX_VOCAB_SIZE = 32_768
+ROW_TOKENS = 3_968
+"""As in the model benchmark."""
+NUM_SLOWEST = 3
+
+SPEED = Metric("train_samples_per_cpu_s", "samples/CPU s", "higher")
+OVERHEAD = Metric("deepspeed_step", "CPU s", "lower")
+
+
+def run(arguments: Sequence[str]) -> list[Result]:
+    """Trains with each side in turn, then takes one step of ours apart.
+
+    Args:
+        arguments: of the command line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.bench trainer")
+    parser.add_argument("--official", default="", metavar="FOLDER", help="checkout of YanFangCS/GenLIP")
+    parser.add_argument("--open-clip", default="", metavar="FOLDER", help="checkout of mlfoundations/open_clip")
+    parser.add_argument("--preset", default="s16")
+    parser.add_argument("--steps", type=int, default=3, help="timed in each round, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="genlip-bench-") as work:
+        run_dir, vocab_size = make_bench_run(Path(work), options.preset, MAX_VOCAB_SIZE, ROW_TOKENS)
+        ours = TrainerSetup("ours", options.preset, vocab_size, 1, ROW_TOKENS, options.steps, run_dir=str(run_dir))
+        results, data_waits = [], []
+        for side, folder in (("open_clip", options.open_clip), ("official", options.official)):
+            peer = make_peer(replace(ours, side=side, folder=folder))
+            results += rounds(BENCH, [SPEED], partial(measure, ours, data_waits), peer, options.rounds)
+        wait = max(data_waits)
+        results.append(Result(BENCH, "data_wait", wait, "of the time, largest", "", None, None))
+        return results + take_apart(ours)
+
+
+def make_peer(setup: TrainerSetup) -> Peer:
+    """The peer, without a measurement where its code is not pointed at."""
+    if not setup.folder:
+        return Peer(f"{setup.side}: pass --{setup.side.replace('_', '-')} FOLDER", None)
+    return Peer(setup.side, partial(measure, setup, []))
+
+
+def measure(setup: TrainerSetup, data_waits: list[float]) -> dict[str, float]:
+    """One run in a fresh process; ours in a fresh run folder, which it would otherwise resume.
+
+    Args:
+        setup: Of the side.
+        data_waits: Gets the share of its time in which ours waited for data.
+    """
+    with tempfile.TemporaryDirectory(prefix="genlip-bench-") as folder:
+        run_dir = copytree(setup.run_dir, Path(folder) / "run")
+        set_length(run_dir, _samples_of(setup))
+        answer = run_module("trainer_side", replace(setup, run_dir=str(run_dir)))
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in answer["shares"].items())
+    print(
+        f"{BENCH}, {answer['name']}: {answer['samples_per_step']:.1f} samples a step,"
+        f" {answer['samples_per_s']:.3g} samples/s of wall time; {shares or 'one loop'}; {answer['versions']}",
+        file=sys.stderr,
+        flush=True,
+    )
+    if setup.side == "ours":
+        data_waits.append(answer["shares"]["data"])
+    return {SPEED.name: answer["samples_per_cpu_s"]}
+
+
+def _samples_of(setup: TrainerSetup) -> int:
+    """Samples of the steps that are timed and the one before: of a row, no fewer than it holds at the longest."""
+    stream, at, seen = set_up(Path(setup.run_dir)).stream, Position(), 0
+    for _ in range(setup.num_steps + 1):
+        step = stream.step(at)
+        seen, at = seen + step.num_samples, step.after
+    return seen
+
+
+def take_apart(setup: TrainerSetup) -> list[Result]:
+    """DeepSpeed's overhead, and the slowest parts of a step with their shares."""
+    answer = run_module("trainer_engine", setup)
+    engine, plain = answer["engine"], answer["plain"]
+    parts: Mapping[str, float] = answer["parts"]
+    slowest = list(parts.items())[:NUM_SLOWEST]
+    return [
+        Result(BENCH, OVERHEAD.name, engine, OVERHEAD.unit, "a plain PyTorch loop", plain, plain / engine),
+        *(
+            Result(BENCH, f"part_{name.replace(' ', '_')}", share, "of a step", "", None, None)
+            for name, share in slowest
+        ),
+    ]
+
+
+def run_module(module: str, setup: TrainerSetup) -> dict[str, Any]:
+    """One side in a fresh process.
+
+    Raises:
+        BenchError: it failed.
+    """
+    command = [sys.executable, "-m", f"tests.bench.{module}", json.dumps(asdict(setup))]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"{setup.side} failed, so there is nothing to compare; its last words: {done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
