@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.tar import END_OF_TAR, Member, Read, TarError, iter_groups, iter_members, split_name
+from pipeline.tar import END_OF_TAR, Read, TarError, iter_groups, iter_members, plain_files, split_name
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_FILE = "txt"
@@ -122,29 +122,35 @@ def parse_sample(members: bytes, caption: str = CAPTION_FILE) -> Sample:
         ShardError: The bytes are not the members of one sample.
     """
     key, parts, seen = "", dict[str, bytes](), set[str]()
-    try:
-        for member in iter_members(lambda offset, size: members[offset : offset + size], len(members)):
-            member_key, extension = split_name(member.name)
-            if not member_key:
-                continue
-            if seen and (member_key != key or extension in seen):
-                raise ShardError(f"expected the members of one sample, {key}, found {member.name}")
-            key = member_key
-            seen.add(extension)
-            if extension in _READ_EXTENSIONS:
-                parts[extension] = _body(members, member)
-    except TarError as error:
-        raise ShardError(f"not a whole tar: {error}") from error
+    for name, body in _files(members):
+        file_key, extension = split_name(name)
+        if not file_key:
+            continue
+        if seen and (file_key != key or extension in seen):
+            raise ShardError(f"expected the members of one sample, {key}, found {name}")
+        key = file_key
+        seen.add(extension)
+        if extension in _READ_EXTENSIONS:
+            parts[extension] = body
     if not seen:
         raise ShardError("expected the members of one sample, found none")
     return assemble(key, parts, caption)
 
 
-def _body(members: bytes, member: Member) -> bytes:
-    body = members[member.offset : member.offset + member.size]
-    if len(body) != member.size:
-        raise ShardError(f"{member.name} is cut short")
-    return body
+def _files(members: bytes) -> list[tuple[str, bytes]]:
+    """Names and bodies of the files among tar members."""
+    if (plain := plain_files(members)) is not None:
+        return plain
+    files = []
+    try:
+        for member in iter_members(lambda offset, size: members[offset : offset + size], len(members)):
+            body = members[member.offset : member.offset + member.size]
+            if len(body) != member.size:
+                raise ShardError(f"{member.name} is cut short")
+            files.append((member.name, body))
+    except TarError as error:
+        raise ShardError(f"not a whole tar: {error}") from error
+    return files
 
 
 def iter_samples(stream: BinaryIO, caption: str = CAPTION_FILE) -> Iterator[Sample]:

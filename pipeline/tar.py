@@ -64,6 +64,30 @@ class Group(NamedTuple):
     end: int
 
 
+def plain_files(members: bytes) -> list[tuple[str, bytes]] | None:
+    """Names and bodies of tar members, in a third of the time of `iter_members`, for training reads every sample so.
+
+    None where a member is anything but a whole regular file with a plain ustar header: `iter_members` reads it, or says
+    what is wrong.
+    """
+    files, at = [], 0
+    while at < len(members):
+        header = members[at : at + BLOCK_BYTES]
+        body_at = at + BLOCK_BYTES
+        if len(header) < BLOCK_BYTES or header[156] not in _FILE or header[345]:
+            return None
+        try:
+            size, checksum = int(header[124:135], 8), int(header[148:154], 8)
+            name = header[:100].rstrip(b"\0").decode()
+        except ValueError:
+            return None
+        if not _is_checksum(header, checksum) or name.endswith("/") or body_at + size > len(members):
+            return None
+        files.append((name, members[body_at : body_at + size]))
+        at = body_at + _padded(size)
+    return files if at == len(members) else None
+
+
 def iter_members(read: Read, end: int = -1) -> Iterator[Member]:
     """The files of a tar, in order; directories, links and devices are passed over.
 
@@ -146,14 +170,18 @@ def _read_header(read: Read, at: int) -> tuple[bytes, int, bytes] | None:
         if read(at, len(END_OF_TAR)) == END_OF_TAR:
             return None
         raise TarError("neither a member nor the end", at) from error
-    # Adler-32's lower half is 1 + the sum of all bytes, modulo its base. POSIX sums the checksum's own field as spaces.
-    total = checksum + sum(block[148:156]) - 8 * ord(" ")
-    if zlib.adler32(block) & 0xFFFF != (1 + total) % _ADLER_BASE or size < 0:
+    if not _is_checksum(block, checksum) or size < 0:
         raise TarError("neither a member nor the end", at)
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
     return name, size, block[156:157]
+
+
+def _is_checksum(header: bytes, checksum: int) -> bool:
+    """Whether it is the sum of the header's bytes, by Adler-32, whose lower half is 1 + that sum, modulo its base."""
+    total = checksum + sum(header[148:156]) - 8 * ord(" ")  # POSIX sums the checksum's own field as spaces
+    return zlib.adler32(header) & 0xFFFF == (1 + total) % _ADLER_BASE
 
 
 def _number(field: bytes) -> int:

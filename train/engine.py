@@ -1,5 +1,6 @@
 """The recipe as a DeepSpeed engine. The only module that imports deepspeed."""
 
+import atexit
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -46,8 +47,16 @@ def join_group() -> Ranks:
         device = torch.device("cpu")
         # Would be compiled at start, for a minute and with a C++ compiler; only inference uses it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        # Left as it is, the group's threads may outlive the interpreter and abort the process when all is done.
+        atexit.register(_leave_group)
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def build_engine(model: GenLIP, spec: TrainSpec, world_size: int) -> Any:

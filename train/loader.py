@@ -43,7 +43,8 @@ class StepBatch:
     """Of this rank's samples."""
     num_micro_batches: int
     micro_batches: Iterable[PackedRows]
-    """To be taken once. Each is made while those before it are used, and its memory is used again when nothing refers to it any more."""
+    """To be taken once. Each is made while those before it are used; its memory is used again when nothing refers to it
+    any more."""
     sources: list[list[int]]
     """The source of each sample, for each micro-batch that was taken."""
 

@@ -1,13 +1,12 @@
 """Encoded images to resized pixels, fast: what training reads, within a few hundredths of the official pixels.
 
-JPEG files are decoded by OpenCV (libjpeg-turbo), at 1/2, 1/4 or 1/8 of their size where that is enough; all else by
+JPEG files are decoded by libjpeg-turbo, at a half or less of their size where that is enough; all else by
 `model.load_rgb`. Both free the GIL, so threads decode in parallel.
 """
 
-import struct
-
 import cv2
 import numpy as np
+import simplejpeg
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from numpy.typing import NDArray
 
@@ -16,20 +15,14 @@ from model import ImageProcessor, load_rgb
 Pixels = NDArray[np.uint8]
 """[height, width, 3], RGB."""
 
-_REDUCED_JPEG = {
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
-    1: cv2.IMREAD_COLOR_RGB,
-}
-"""What OpenCV is asked for, by the number that sides are divided by; computed from the cosine transform directly."""
+_JPEG = b"\xff\xd8"
+_EXIF = b"Exif\0\0"
+_PLAIN_COLOURS = ("YCbCr", "Gray", "RGB")
+_FEWEST_PIXELS_FOR_ONE = 2
+"""Fractions between a half and one are slower to decode than the whole image."""
 _SMOOTH = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), use_alpha=False)
 _MOST_PLAIN_SCALE = 4 / 3
 """Up to this reduction plain bilinear interpolation, which weighs four pixels, is near the official filter."""
-
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_JPEG_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
-"""Markers of baseline, extended and progressive frames: the ones in use."""
 
 # The loader's threads fill the cores.
 cv2.setNumThreads(1)
@@ -75,45 +68,22 @@ def _decode_any(image: bytes, processor: ImageProcessor) -> tuple[Pixels, tuple[
 
 
 def _decode_jpeg(image: bytes, processor: ImageProcessor) -> tuple[Pixels, tuple[int, int]] | None:
-    """Upright pixels, perhaps of a reduced image, and the grid of the whole one.
+    """Pixels, perhaps of a reduced image, and the grid of the whole one.
 
-    None for what is no ordinary JPEG, or not a whole one, which OpenCV would fill up with grey.
+    None for what is no ordinary JPEG, is damaged, or may have to be turned: Pillow reads it, or says what is wrong.
     """
-    size = _jpeg_size(image)
-    if size is None:
+    if not image.startswith(_JPEG) or _EXIF in image:
         return None
-    grid = processor.grid(*size)
-    reduction = _reduction(size, grid, processor.patch_size)
     try:
-        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), _REDUCED_JPEG[reduction])
-    except cv2.error:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
+        if colours not in _PLAIN_COLOURS:
+            return None
+        grid = processor.grid(width, height)
+        min_height, min_width = (side * processor.patch_size for side in grid)
+        pixels = simplejpeg.decode_jpeg(image, "RGB", False, False, min_height, min_width, _FEWEST_PIXELS_FOR_ONE)
+    except ValueError:
         return None
-    if pixels is None:
-        return None
-    width, height = size
-    if pixels.shape[0] != -(-height // reduction):  # turned by its EXIF orientation
-        grid = processor.grid(height, width)
-    return np.asarray(pixels, np.uint8), grid
-
-
-def _jpeg_size(image: bytes) -> tuple[int, int] | None:
-    """Width and height as stored, from the frame header; None if this is not a whole JPEG of grey or three colours."""
-    if not image.startswith(_JPEG_START) or not image.endswith(_JPEG_END):
-        return None
-    at = 2
-    while at + 10 <= len(image) and image[at] == 0xFF:
-        marker, length = image[at + 1], int.from_bytes(image[at + 2 : at + 4])
-        if marker in _JPEG_FRAMES:
-            height, width, num_components = struct.unpack_from(">HHB", image, at + 5)
-            return (width, height) if width and height and num_components in (1, 3) else None
-        at += 2 + length
-    return None
-
-
-def _reduction(size: tuple[int, int], grid: tuple[int, int], patch_px: int) -> int:
-    """The largest one that leaves at least the pixels wanted, whichever way the image is turned."""
-    spare = min(max(size) // (max(grid) * patch_px), min(size) // (min(grid) * patch_px))
-    return next((one for one in (8, 4, 2) if one <= spare), 1)
+    return pixels, grid
 
 
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:

@@ -1,7 +1,6 @@
 """The audit: silent on runs that read what they should, through kills and other numbers of ranks; exact otherwise."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from groups import forks
 
 from pipeline.errors import UserError
 from pipeline.store import Store
@@ -196,9 +196,8 @@ def live(run_dir: Path, world_size: int, state: State | None, last_step: int, ki
     for file in run_dir.glob("state-*.json"):
         file.unlink()
     files = [run_dir / f"state-{rank}.json" for rank in range(world_size)]
-    context = multiprocessing.get_context("fork")  # the imports are done
     ranks = [
-        context.Process(target=read_as_rank, args=(run_dir, rank, world_size, state, last_step))
+        forks.Process(target=read_as_rank, args=(run_dir, rank, world_size, state, last_step))
         for rank in range(world_size)
     ]
     for process in ranks:

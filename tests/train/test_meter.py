@@ -1,6 +1,5 @@
 """What the loop measures, by clocks that the tests turn, and on real rows."""
 
-import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from groups import forks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,8 +158,7 @@ def test_one_source_has_no_losses_of_its_own() -> None:
 
 def test_losses_and_bad_samples_are_those_of_all_processes(tmp_path: Path) -> None:
     """The first rank reads only from `web`, the second also from `books`; nobody reads `rare`."""
-    context = multiprocessing.get_context("fork")
-    with context.Pool(2) as pool:
+    with forks.Pool(2) as pool:
         results = pool.starmap(_measure, [(rank, f"file://{tmp_path}/group") for rank in range(2)])
     for source_losses, num_bad_samples in results:
         assert source_losses == pytest.approx({"web": (1.0 * 8 + 2.0 * 4) / 12, "books": 2.0})

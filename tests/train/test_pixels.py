@@ -44,7 +44,7 @@ def mean_difference(image: bytes, processor: ImageProcessor) -> float:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(17, 700), st.integers(17, 700), st.sampled_from([SQUARE, NATIVE]), st.sampled_from(["JPEG", "PNG"]))
 def test_the_pixels_are_nearly_the_official_ones(width: int, height: int, processor: ImageProcessor, kind: str) -> None:
-    assert mean_difference(encoded(picture(width, height), kind), processor) < 5
+    assert mean_difference(encoded(picture(width, height), kind), processor) < 8
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -53,14 +53,14 @@ def test_the_pixels_are_nearly_the_official_ones(width: int, height: int, proces
 def test_a_turned_image_is_turned_back(size: tuple[int, int], orientation: int, processor: ImageProcessor) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert mean_difference(encoded(picture(*size), exif=exif), processor) < 5
+    assert mean_difference(encoded(picture(*size), exif=exif), processor) < 8
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])
 def test_other_kinds_of_pixels(mode: str) -> None:
     image = picture(120, 90).convert(mode)
     kind = "JPEG" if mode in ("L", "CMYK") else "PNG"
-    assert mean_difference(encoded(image, kind), SQUARE) < 5
+    assert mean_difference(encoded(image, kind), SQUARE) < 8
 
 
 def test_patches_are_cut_as_the_processor_cuts_them() -> None:
