@@ -13,7 +13,7 @@ from pipeline.dataset_files import index_file
 from pipeline.sharding.dataset import HELDOUT_SUFFIX
 from pipeline.store import Store
 from train.checkpoints import latest_checkpoint, read_state
-from train.dataset import open_dataset
+from train.data.dataset import open_dataset
 from train.evaluate import MAX_SCANNED, Labelled, evaluate, read_labelled, require_heldout
 
 EVAL_FILE = "eval.json"

@@ -16,11 +16,11 @@ from jobs.runs import open_run
 from model import HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from pipeline.errors import UserError
 from pipeline.store import Store
-from train.captions import CAPTION, caption_of
-from train.dataset import Dataset, first_samples, open_dataset, read_samples
-from train.lengths import LengthsFiles, count_tokens
+from train.data.captions import CAPTION, caption_of
+from train.data.dataset import Dataset, first_samples, open_dataset, read_samples
+from train.data.lengths import LengthsFiles, count_tokens
+from train.data.sources import open_datasets
 from train.recipe import TOKENIZER_FOLDER, TokenizerSpec, TrainJob
-from train.sources import open_datasets
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tests.bench.harness import BenchError
 from tests.bench.stream import extrapolate, run, run_module
 from tests.bench.stream_peers.floor import tar_samples
 from tests.bench.stream_store import PHOTOS, LongIndex, make_long_index, make_run, repeated
-from train.dataset import first_samples, open_dataset
+from train.data.dataset import first_samples, open_dataset
 from train.recipe import TrainJob
 from train.setup import set_up
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from train.checkpoints import committed_checkpoints, latest_checkpoint, read_state
-from train.consumed import BadSample, Consumed, bad_samples, describe, lineage, own_rows, places_of
+from train.data.consumed import BadSample, Consumed, bad_samples, describe, lineage, own_rows, places_of
+from train.data.stream import Position, Step
 from train.setup import RunSetup, set_up
-from train.stream import Position, Step
 
 _MAX_PROBLEMS = 20
 

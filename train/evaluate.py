@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model import EncodedSample, LoadedModel, load_rgb, pack_rows, score_captions
 from pipeline.errors import UserError
-from train.dataset import Dataset, first_samples
+from train.data.dataset import Dataset, first_samples
 from train.ranking import Scores, accuracy, chance_recall_at, log_mean_exp, recall_at
 from train.recipe import EvalSpec
 

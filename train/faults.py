@@ -14,9 +14,9 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeline.errors import UserError
+from train.data.loader import StepBatch
 from train.engine import Ranks
 from train.jsonl import append_line
-from train.loader import StepBatch
 from train.recipe import FaultSpec, SpikeSpec
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

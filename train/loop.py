@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from train.checkpoints import Checkpoints, TrainState
+from train.data.loader import Loader, StepBatch
 from train.engine import Ranks
 from train.faults import HangWatch, SpikeGuard, StopRequest, check_refusals, record_refusal
-from train.loader import Loader, StepBatch
 from train.meter import Meter, PhaseTimer
 from train.metrics import StepMetrics
 from train.profiler import ProfileWindow

@@ -7,9 +7,9 @@ from typing import Any
 
 from model import GenLIP
 from train.checkpoints import Checkpoints, HuggingFaceExport, TrainState, committed_checkpoints
+from train.data.loader import Loader
 from train.engine import Ranks, build_engine, join_group
 from train.init_from import load_initial_weights
-from train.loader import Loader
 from train.loop import OnLog, Trainer
 from train.metrics import StepMetrics
 from train.sanity import check_equal_weights

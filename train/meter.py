@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model import PackedRows
+from train.data.loader import Loader, StepBatch
 from train.engine import Ranks
-from train.loader import Loader, StepBatch
 from train.metrics import StepMetrics
 from train.mfu import device_name, peak_flops_per_s
 from train.recipe import TrainSpec

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from model import count_parameters
-from train.loader import stream_state
+from train.data.loader import stream_state
+from train.data.order import shuffle_quality
+from train.data.stream import Position, Stream
 from train.mfu import device_name, mfu_lines
 from train.optimizer import decay_lines
-from train.order import shuffle_quality
 from train.plan_cost import StepCost, cost_lines
 from train.recipe import TrainSpec
 from train.setup import RunSetup, check_world_size
-from train.stream import Position, Stream
 
 _SEGMENTS_LOOKED_AT = 4
 _BATCH = 64

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.errors import UserError
+from train.data.reading import ReadingSpec
 from train.deepspeed_config import owned_keys
-from train.reading import ReadingSpec
 
 RECIPE_FILE = "recipe.json"
 TOKENIZER_FOLDER = "tokenizer"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from model import GenLIPConfig, ImageProcessor, Tokenizer, load_tokenizer
 from pipeline.errors import UserError
-from train.captions import CaptionChoice
-from train.costs import CostModel
-from train.encode import build_processor
-from train.mixture import Mixture
+from train.data.captions import CaptionChoice
+from train.data.costs import CostModel
+from train.data.encode import build_processor
+from train.data.mixture import Mixture
+from train.data.sources import Source, make_mixture, open_sources, phases
+from train.data.stream import Position, Stream
 from train.recipe import TOKENIZER_FOLDER, TrainJob
-from train.sources import Source, make_mixture, open_sources, phases
-from train.stream import Position, Stream
 
 
 @dataclass(frozen=True)

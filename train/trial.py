@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import EXIT_ENVIRONMENT, UserError
-from train.loader import Loader
+from train.data.loader import Loader
 from train.loop import StepResult, train_step
 from train.main import begin
 from train.meter import memory_gib

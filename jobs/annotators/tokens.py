@@ -30,7 +30,7 @@ class CaptionTokens(Annotator):
         return {self.column: pa.int32()}
 
     def annotate(self, batch: Batch) -> Mapping[str, Column]:
-        from train.captions import num_tokens
+        from train.data.captions import num_tokens
 
         tokenizer, texts = _load(self.tokenizer), texts_of(batch, self.of)
         return {self.column: [None if text is None else num_tokens(tokenizer, text) for text in texts]}

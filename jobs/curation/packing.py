@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from train.packing import pack_lengths
+from train.data.packing import pack_lengths
 
 SAMPLED_LENGTHS = 100_000
 

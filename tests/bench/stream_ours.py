@@ -18,10 +18,10 @@ import pyarrow.dataset  # noqa: F401 - an import that pyarrow puts off: it bring
 import torch
 
 from tests.bench.stream_store import segment_at
-from train.loader import Loader
+from train.data.loader import Loader
+from train.data.stream import Position
 from train.recipe import TrainJob
 from train.setup import set_up
-from train.stream import Position
 
 NUM_WARM_UP_SAMPLES, NUM_SAMPLES = 256, 2_048
 """As many as the peers read."""

@@ -18,8 +18,8 @@ from pipeline.shards import INDEX_SCHEMA, Sample, ShardWriter
 from pipeline.store import Store
 from tests.bench.photos import make_photos
 from tests.train.train_runs import begin_run
-from train.lengths import lengths_file, lengths_folder, write_lengths
-from train.mixture import SEGMENT_SAMPLES, Mixture, Phase
+from train.data.lengths import lengths_file, lengths_folder, write_lengths
+from train.data.mixture import SEGMENT_SAMPLES, Mixture, Phase
 from train.recipe import TOKENIZER_FOLDER, TrainJob
 
 PHOTOS = "photos"

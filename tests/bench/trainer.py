@@ -14,8 +14,8 @@ from typing import Any
 
 from tests.bench.harness import BenchError, Metric, Peer, Result, rounds
 from tests.bench.trainer_inputs import TrainerSetup, make_bench_run, set_length
+from train.data.stream import Position
 from train.setup import set_up
-from train.stream import Position
 
 BENCH = "trainer"
 MAX_VOCAB_SIZE = 32_768

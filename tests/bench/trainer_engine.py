@@ -16,8 +16,8 @@ import torch
 
 from model import GenLIP
 from tests.bench.trainer_inputs import TrainerSetup
+from train.data.loader import Loader
 from train.engine import build_engine, join_group
-from train.loader import Loader
 from train.optimizer import build_optimizer
 from train.setup import set_up
 

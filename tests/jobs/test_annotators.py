@@ -41,8 +41,8 @@ from pipeline.errors import UserError
 from pipeline.shards import Sample, ShardWriter, iter_samples
 from pipeline.store import Store
 from tests.stores import Stored, jpeg, make_store, noise
-from train.captions import CAPTION
-from train.lengths import count_tokens
+from train.data.captions import CAPTION
+from train.data.lengths import count_tokens
 
 UNIT = "u00000000"
 WORDS = ("red", "green", "small", "tall", "boat", "house", "over", "under", "river", "lamp")

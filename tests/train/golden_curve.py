@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from model import EncodedSample, GenLIP, GenLIPConfig, pack_rows
+from train.data.loader import StepBatch
+from train.data.stream import Position
 from train.engine import build_engine, join_group
-from train.loader import StepBatch
 from train.loop import train_step
 from train.recipe import TrainSpec
 from train.schedule import learning_rate
-from train.stream import Position
 
 FILE = Path(__file__).parents[1] / "golden" / "train" / "curve.json"
 NUM_STEPS, SAMPLES_PER_ROW, LANES, ROW_TOKENS = 50, 3, 2, 96

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from model import EncodedSample, GenLIP, GenLIPConfig, PackedRows, pack_rows
 from train.checkpoints.engine_state import EngineState
+from train.data.loader import StepBatch
+from train.data.stream import Position
 from train.engine import Ranks, build_engine, join_group
-from train.loader import StepBatch
 from train.loop import train_step
 from train.recipe import TrainSpec
-from train.stream import Position
 
 LANES, ROW_TOKENS = 4, 64
 CONFIG = GenLIPConfig.preset("nano8", num_hidden_layers=2, vocab_size=64, drop_path_rate=0.5)

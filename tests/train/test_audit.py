@@ -21,9 +21,9 @@ from pipeline.store import Store
 from train.audit import audit_run, verify_resume
 from train.checkpoints import COMMITTED, TrainState
 from train.checkpoints.record import Record, write_record
-from train.consumed import BadSample, bad_samples_file, consumed_file
+from train.data.consumed import BadSample, bad_samples_file, consumed_file
+from train.data.loader import Loader
 from train.jsonl import append_line, read_lines
-from train.loader import Loader
 from train.setup import set_up
 
 State = dict[str, int | str]

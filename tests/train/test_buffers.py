@@ -4,7 +4,7 @@ import gc
 
 import torch
 
-from train.buffers import PatchBuffers
+from train.data.buffers import PatchBuffers
 
 
 def test_a_buffer_comes_back_when_the_last_of_its_views_is_gone() -> None:

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from train.cache import MARKER, BlockCache
-from train.counters import Counters
+from train.data.cache import MARKER, BlockCache
+from train.data.counters import Counters
 
 BLOCK = 1000
 BODY = random.Random(0).randbytes(20 * BLOCK + 345)
@@ -147,7 +147,7 @@ def test_the_time_of_use_is_written_whatever_the_mount_does(tmp_path: Path, monk
     read_block(cache, origin, 0)
     written = blocks_in(tmp_path)[0].stat().st_mtime_ns
     later = time.time() + 3600
-    monkeypatch.setattr("train.cache.time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr("train.data.cache.time", SimpleNamespace(time=lambda: later))
     read_block(cache, origin, 0)
     status = blocks_in(tmp_path)[0].stat()
     assert status.st_atime == pytest.approx(later)

@@ -21,13 +21,13 @@ from jobs.tokenizer import make_tokenizer
 from model import Tokenizer
 from pipeline.errors import UserError
 from pipeline.store import Store
-from train.captions import CaptionChoice, caption_of, key_digests
-from train.dataset import first_samples
-from train.lengths import lengths_file, lengths_folder, write_lengths
-from train.loader import Loader, StepBatch
+from train.data.captions import CaptionChoice, caption_of, key_digests
+from train.data.dataset import first_samples
+from train.data.lengths import lengths_file, lengths_folder, write_lengths
+from train.data.loader import Loader, StepBatch
+from train.data.stream import Position
 from train.plan import plan_lines
 from train.setup import RunSetup, set_up
-from train.stream import Position
 
 MIX = {"caption": 0.3, "recaption": 0.7}
 WITH_MIX = "train.captions={caption: 0.3, recaption: 0.7}"

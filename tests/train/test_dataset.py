@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.shards import INDEX_SCHEMA
 from pipeline.store import Store
 from tests.stores import shard_rows
-from train.dataset import first_samples, open_dataset
+from train.data.dataset import first_samples, open_dataset
 from train.jsonl import append_line, read_lines
 
 

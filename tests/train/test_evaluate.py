@@ -9,7 +9,7 @@ import pytest
 from model import GenLIP, LoadedModel
 from pipeline.errors import UserError
 from pipeline.store import Store
-from train.dataset import open_dataset
+from train.data.dataset import open_dataset
 from train.evaluate import Labelled, evaluate, read_labelled, require_heldout
 from train.recipe import EvalSpec
 from train.setup import set_up

@@ -14,9 +14,9 @@ from pipeline.errors import EXIT_PREEMPTED, EXIT_USAGE
 from train.audit import audit_run
 from train.checkpoints import Checkpoints, TrainState, committed_checkpoints, latest_checkpoint, read_state
 from train.checkpoints.engine_state import EngineState
+from train.data.loader import Loader
 from train.faults import REFUSED_STEPS
 from train.jsonl import read_lines
-from train.loader import Loader
 from train.loop import Trainer
 from train.main import begin
 from train.metrics import read_metrics

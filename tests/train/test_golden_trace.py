@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 from model import GenLIP, GenLIPConfig, PackedRows
 from train.checkpoints.engine_state import WEIGHT, EngineState
+from train.data.loader import StepBatch
+from train.data.stream import Position
 from train.engine import build_engine, join_group
-from train.loader import StepBatch
 from train.loop import train_step
 from train.recipe import TrainSpec
 from train.schedule import learning_rate
-from train.stream import Position
 
 FOLDER = Path(os.environ.get("GENLIP_GOLDEN", Path(__file__).parents[1] / "golden" / "genlip"))
 TRACE = json.loads((FOLDER / "linear.case_g_trace.json").read_text())

@@ -21,9 +21,9 @@ from model import SentencePieceTokenizer, Tokenizer
 from pipeline.dataset_files import shard_tar
 from pipeline.errors import UserError
 from pipeline.store import Store
-from train.captions import CAPTION, caption_of
-from train.dataset import open_dataset
-from train.lengths import CaptionLengths
+from train.data.captions import CAPTION, caption_of
+from train.data.dataset import open_dataset
+from train.data.lengths import CaptionLengths
 from train.plan import plan_lines
 from train.recipe import TOKENIZER_FOLDER
 from train.setup import RunSetup, set_up
@@ -35,8 +35,8 @@ import sys
 from pathlib import Path
 from model import load_tokenizer
 from pipeline.store import Store
-from train.dataset import open_dataset
-from train.lengths import CaptionLengths
+from train.data.dataset import open_dataset
+from train.data.lengths import CaptionLengths
 dataset = open_dataset(Store(sys.argv[1]), "demo")
 run_dir = Path(sys.argv[2])
 lengths = CaptionLengths(dataset, load_tokenizer(run_dir / "tokenizer"), ("caption", "recaption"), run_dir)

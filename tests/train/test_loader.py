@@ -21,13 +21,13 @@ from pipeline.foreign_dataset import begin_index, finish_index, write_foreign_in
 from pipeline.foreign_files import list_tars
 from pipeline.store import Store
 from train.audit import audit_run
-from train.consumed import bad_samples, consumed_file
-from train.dataset import first_samples, open_dataset
+from train.data.consumed import bad_samples, consumed_file
+from train.data.dataset import first_samples, open_dataset
+from train.data.loader import Loader, StepBatch
+from train.data.stream import Position
 from train.jsonl import read_lines
-from train.loader import Loader, StepBatch
 from train.recipe import TrainJob
 from train.setup import RunSetup, set_up
-from train.stream import Position
 
 
 @pytest.fixture

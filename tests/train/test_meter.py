@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import EncodedSample, GenLIP, GenLIPConfig, PackedRows, pack_rows
+from train.data.loader import Loader, StepBatch
 from train.engine import Ranks
-from train.loader import Loader, StepBatch
 from train.meter import Meter, PhaseTimer, SourceLosses
 from train.recipe import LogSpec, OptimSpec, TrainSpec
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.mixture import Mixture, Phase, Place
+from train.data.mixture import Mixture, Phase, Place
 
 SEGMENT = 64
 Drawn = tuple[Callable[[], Mixture], list[Phase]]

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.order import ShardOrder, derive_key, permute, shuffle_quality
+from train.data.order import ShardOrder, derive_key, permute, shuffle_quality
 
 keys = st.integers(0, 2**64 - 1)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.packing import LOOK_AHEAD, pack_lengths
+from train.data.packing import LOOK_AHEAD, pack_lengths
 
 ROW = 128
 lengths_lists = st.lists(st.integers(1, ROW), max_size=400)

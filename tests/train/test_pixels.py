@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model import ImageProcessor, ModelError, load_rgb
-from train.pixels import image_pixels, write_patches
+from train.data.pixels import image_pixels, write_patches
 
 SQUARE = ImageProcessor(image_px=64)
 NATIVE = ImageProcessor(mode="native", max_pixels=128 * 128)

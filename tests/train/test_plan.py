@@ -11,8 +11,8 @@ import torch
 
 from pipeline.errors import UserError
 from train.checkpoints import Checkpoints, TrainState
+from train.data.loader import Loader
 from train.engine import Ranks
-from train.loader import Loader
 from train.loop import Trainer
 from train.metrics import METRICS
 from train.plan import plan_lines

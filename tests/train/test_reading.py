@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from range_server import RangeServer, serve_ranges
 
-import train.reading
+import train.data.reading
 from pipeline.store import Store
-from train.cache import BLOCK_BYTES
-from train.counters import Counters
-from train.reading import ReadingSpec, ShardReader
-from train.remote import RemoteReader
+from train.data.cache import BLOCK_BYTES
+from train.data.counters import Counters
+from train.data.reading import ReadingSpec, ShardReader
+from train.data.remote import RemoteReader
 
 BODY = random.Random(0).randbytes(2 * BLOCK_BYTES + 12_345)
 SHARD = "shards/x/shard-000000.tar"
@@ -64,7 +64,7 @@ def test_a_range_is_the_files_bytes(stores: list[Store], readers: list[ShardRead
 
 
 def test_many_threads_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.reading, "MAX_OPEN_FILES", 3)
+    monkeypatch.setattr(train.data.reading, "MAX_OPEN_FILES", 3)
     store = Store(str(tmp_path))
     for number in range(20):
         store.write(f"{number}.tar", BODY[number * 1000 : (number + 1) * 1000])

@@ -15,8 +15,8 @@ from pipeline.ledger import committed_units
 from pipeline.store import Store, check_store
 from tests.s3_server import S3Server, s3_root, serve_s3
 from tests.stores import Stored, make_store
-from train.loader import Loader
-from train.reading import ReadingSpec, ShardReader
+from train.data.loader import Loader
+from train.data.reading import ReadingSpec, ShardReader
 from train.setup import set_up
 
 BODY = random.Random(0).randbytes(12_345_678)

@@ -7,10 +7,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.consumed import own_rows
-from train.costs import Costs
-from train.mixture import Mixture, Phase, Place, Places
-from train.stream import Position, Row, Step, Stream
+from train.data.consumed import own_rows
+from train.data.costs import Costs
+from train.data.mixture import Mixture, Phase, Place, Places
+from train.data.stream import Position, Row, Step, Stream
 
 ROW = 64
 

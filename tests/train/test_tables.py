@@ -24,10 +24,10 @@ from pipeline.shards import Sample, ShardError
 from pipeline.store import Store
 from tests.stores import noise
 from train.audit import audit_run
-from train.dataset import Dataset, first_samples, open_dataset, read_samples
-from train.loader import Loader
-from train.reading import ReadingSpec, ShardReader
-from train.row_groups import RowGroupCache
+from train.data.dataset import Dataset, first_samples, open_dataset, read_samples
+from train.data.loader import Loader
+from train.data.reading import ReadingSpec, ShardReader
+from train.data.row_groups import RowGroupCache
 from train.setup import set_up
 
 COLUMNS = TableColumns("image", "text")

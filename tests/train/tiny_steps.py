@@ -8,11 +8,11 @@ from torch import Tensor
 
 from model import EncodedSample, GenLIP, GenLIPConfig, PackedRows, pack_rows
 from train.checkpoints.engine_state import EngineState
+from train.data.loader import StepBatch
+from train.data.stream import Position
 from train.engine import Ranks, build_engine, join_group
-from train.loader import StepBatch
 from train.loop import StepResult, train_step
 from train.recipe import TrainSpec
-from train.stream import Position
 
 CONFIG = GenLIPConfig.preset("nano8", num_hidden_layers=1, vocab_size=64)
 

@@ -11,13 +11,13 @@ from jobs.recipe import Recipe, load_recipe
 from jobs.runs import open_run
 from jobs.tokenizer import count_shard
 from model import SentencePieceTokenizer
-from train.captions import CAPTION
-from train.dataset import first_samples
-from train.lengths import LengthsFiles
+from train.data.captions import CAPTION
+from train.data.dataset import first_samples
+from train.data.lengths import LengthsFiles
+from train.data.sources import open_datasets
+from train.data.stream import Position
 from train.recipe import TOKENIZER_FOLDER, TrainJob
 from train.setup import set_up
-from train.sources import open_datasets
-from train.stream import Position
 
 SMALL = {
     "tokenizer": {"vocab_size": 600},

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 
 from pipeline.errors import EXIT_ENVIRONMENT, UserError
-from train.counters import Counters
+from train.data.counters import Counters
 
 MARKER = "genlip-cache"
 BLOCK_BYTES = 8 * 2**20

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from model import EncodedSample, ModelError
 from pipeline.errors import UserError
 from pipeline.shards import Sample, ShardError
-from train.consumed import BadSample, bad_samples_file
-from train.encode import PlanMismatch, encode_caption, encode_image
+from train.data.consumed import BadSample, bad_samples_file
+from train.data.encode import PlanMismatch, encode_caption, encode_image
+from train.data.mixture import Place
+from train.data.reading import ShardReader
+from train.data.stream import Row
 from train.jsonl import append_line
-from train.mixture import Place
-from train.reading import ShardReader
 from train.setup import RunSetup
-from train.stream import Row
 
 _T = TypeVar("_T")
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from train.data.sources import Source
+from train.data.stream import Position, Row, Step
 from train.jsonl import append_line, read_lines
-from train.sources import Source
-from train.stream import Position, Row, Step
 
 
 @dataclass(frozen=True)

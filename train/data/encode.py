@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import ImageProcessor, Tokenizer
-from train.pixels import image_pixels, write_patches
+from train.data.pixels import image_pixels, write_patches
 from train.recipe import ModelSpec
 
 

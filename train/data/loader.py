@@ -11,11 +11,11 @@ from torch import Tensor
 
 from model import EncodedSample, PackedRows, pack_rows
 from pipeline.errors import UserError
-from train.buffers import PatchBuffers
-from train.consumed import describe, own_rows, places_of, record
-from train.rows import RowReader
+from train.data.buffers import PatchBuffers
+from train.data.consumed import describe, own_rows, places_of, record
+from train.data.rows import RowReader
+from train.data.stream import Position, Row, Step
 from train.setup import RunSetup
-from train.stream import Position, Row, Step
 
 STATE_VERSION = 1
 

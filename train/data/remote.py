@@ -11,7 +11,7 @@ from math import exp2, inf, log2
 from queue import Empty, SimpleQueue
 from threading import BoundedSemaphore, Lock, Thread
 
-from train.counters import Counters
+from train.data.counters import Counters
 
 _HEDGED_SHARE = 0.05
 """Of the reads, the slowest, that get a second request (Dean and Barroso, The Tail at Scale, 2013)."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from train.order import ShardOrder, derive_key, permute
+from train.data.order import ShardOrder, derive_key, permute
 
 SEGMENT_SAMPLES = 65_536
 _UNIT = 2**32

@@ -11,7 +11,7 @@ from pipeline.file_state import file_state
 from pipeline.row_groups import RowGroup, TableColumns, read_row_group, split_group_path
 from pipeline.shards import ShardError
 from pipeline.store import Store, open_fs
-from train.reading import ShardReader
+from train.data.reading import ShardReader
 
 
 class RowGroupCache:

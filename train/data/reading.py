@@ -11,9 +11,9 @@ from pydantic import Field
 
 from pipeline.section import Section
 from pipeline.store import Store
-from train.cache import BlockCache
-from train.counters import Counters
-from train.remote import RemoteReader
+from train.data.cache import BlockCache
+from train.data.counters import Counters
+from train.data.remote import RemoteReader
 
 MAX_OPEN_FILES = 256
 """Local shards kept open: some blocks of the order, a quarter of the usual limit of a process."""

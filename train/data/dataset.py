@@ -19,8 +19,8 @@ from pipeline.errors import UserError
 from pipeline.row_groups import TableColumns, read_row_group, split_group_path
 from pipeline.shards import CAPTION_FILE, INDEX_SCHEMA, Sample, ShardError, parse_sample
 from pipeline.store import Store
-from train.reading import ShardReader
-from train.row_groups import RowGroupCache, fetch_row_group, refuse_changed
+from train.data.reading import ShardReader
+from train.data.row_groups import RowGroupCache, fetch_row_group, refuse_changed
 
 _MAKE_AGAIN = "restore the dataset's files, or make it again under another name: genlip curate RECIPE, or genlip index"
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from train.costs import Costs
-from train.mixture import Mixture, Places
-from train.packing import pack_lengths
+from train.data.costs import Costs
+from train.data.mixture import Mixture, Places
+from train.data.packing import pack_lengths
 
 _SEGMENTS_KEPT = 6
 """Those that the steps under way lie in, and the next."""

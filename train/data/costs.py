@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from model import GenLIPConfig, ImageProcessor, Tokenizer, flops_per_sample
 from pipeline.errors import UserError
-from train.captions import CaptionChoice, key_digests
-from train.mixture import Places
-from train.sources import Source
+from train.data.captions import CaptionChoice, key_digests
+from train.data.mixture import Places
+from train.data.sources import Source
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from model import Tokenizer
 from pipeline.errors import UserError
 from pipeline.shards import Sample
 from pipeline.store import Store
-from train.captions import CAPTION, caption_of, num_tokens
-from train.dataset import Dataset, read_samples
+from train.data.captions import CAPTION, caption_of, num_tokens
+from train.data.dataset import Dataset, read_samples
 
 _METADATA = b"genlip"
 _SCHEMA = pa.schema([("num_tokens", pa.int32())])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards import Sample
-from train.order import mix
+from train.data.order import mix
 
 if TYPE_CHECKING:
     from model import Tokenizer

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from model import Tokenizer
 from pipeline.store import Store
-from train.dataset import Dataset, open_dataset
-from train.lengths import CaptionLengths
-from train.mixture import SEGMENT_SAMPLES, Mixture, Phase
+from train.data.dataset import Dataset, open_dataset
+from train.data.lengths import CaptionLengths
+from train.data.mixture import SEGMENT_SAMPLES, Mixture, Phase
 from train.recipe import TrainJob, TrainSpec
 
 _BLOCKS_KEPT = 3
