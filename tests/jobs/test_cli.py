@@ -23,7 +23,7 @@ OPTIONS_OF = {
     "select": ["RECIPE", "--explain", "--compare", "--set"],
     "curate": ["RECIPE", "--set"],
     "inspect": ["STORE"],
-    "index": ["TARS", "--store", "--name", "--caption"],
+    "index": ["FILES", "--store", "--name", "--caption", "--image"],
     "audit": ["RUN"],
     "verify-resume": ["RUN", "--steps"],
     "tokenizer": ["RECIPE", "--set"],
