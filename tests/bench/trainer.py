@@ -87,7 +87,7 @@ def _samples_of(setup: TrainerSetup) -> int:
     stream, at, seen = set_up(Path(setup.run_dir)).stream, Position(), 0
     for _ in range(setup.num_steps + 1):
         step = stream.step(at)
-        seen, at = seen + step.num_samples, step.after
+        seen, at = seen + step.totals.num_samples, step.after
     return seen
 
 

@@ -245,7 +245,8 @@ def test_tokens_are_counted_as_the_tokenizer_command_counts_them(loaded: LoadedM
     found = read_annotations(store, address(tokens), unit).columns["tokens"]
     assert found.type == pa.int32()
     with store.reading(unit.raw) as stream:
-        assert found == count_tokens(iter_samples(stream), loaded.tokenizer, [CAPTION])[CAPTION]
+        counted = count_tokens(iter_samples(stream), loaded.tokenizer, [CAPTION])[CAPTION]
+    assert found.to_pylist() == counted.to_pylist()
     assert tokens.state() == loaded.tokenizer.fingerprint
 
 

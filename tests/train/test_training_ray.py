@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @contextmanager
 def command(recipe: Path, output: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """`genlip train` as a person types it; gone with all its processes when a test gives up."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # left by tests that train in here
+    inherited = {name: value for name, value in os.environ.items() if name not in launched}
+    environment = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     words = [sys.executable, "-m", "jobs.cli", "train", str(recipe), *arguments]
     with output.open("wb") as stream:
         driver = subprocess.Popen(words, env=environment, stdout=stream, stderr=subprocess.STDOUT)
