@@ -211,7 +211,8 @@ class _Run:
             host.slow_down(time.monotonic(), retry_after_s or 0.0)
         self._throttle.record(reason in _TIMEOUTS)
         if is_trouble(reason):
-            host.fail(began_at, time.monotonic())
+            if not job.num_failures:  # what fails again says nothing new: the last rows of a unit are mostly such
+                host.fail(began_at, time.monotonic())
         elif transfer.answered:
             host.succeed()
         if transfer.answered:

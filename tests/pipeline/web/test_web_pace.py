@@ -8,12 +8,13 @@ from itertools import pairwise
 import pytest
 
 from pipeline.web import hosts
-from pipeline.web.fetcher import Fetched
+from pipeline.web.fetcher import Fetched, Node
 from pipeline.web.hosts import DOWN_S, MAX_RETRY_AFTER_S, NUM_FAILURES, REST_S, Host, Hosts
 from pipeline.web.schedule import Job, Schedule
+from pipeline.web.spec import FetchSpec
 from pipeline.web.throttle import LEAST, NUM_LATEST, Throttle
 from pipeline.web.urls import parse_url
-from tests.pipeline.web.hostile import HostileServer
+from tests.pipeline.web.hostile import LIMITS, HostileServer
 
 Fetch = Callable[..., list[Fetched]]
 
@@ -67,6 +68,18 @@ def test_host_that_recovers_during_its_rest_loses_no_row(
     monkeypatch.setattr(hosts, "REST_S", 0.3)
     urls = [hostile.at("status-503-then-ok", "blip.localhost")] + [hostile.at("ok", "blip.localhost")] * 20
     assert {one.reason for one in fetch(urls, per_host=1)} == {""}
+
+
+def test_a_few_urls_that_fail_again_and_again_do_not_take_their_host_down(
+    hostile: HostileServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the last rows of a unit: nothing good comes between their attempts, and the next unit needs the host."""
+    monkeypatch.setattr(hosts, "REST_S", 0.1)
+    urls = [hostile.at("status-503", "some-bad.localhost")] * 6 + [hostile.at("ok", "some-bad.localhost")] * 10
+    node = Node(FetchSpec(**LIMITS))
+    reasons = [one.reason for one in fetch(urls, node=node, per_host=1, retries=3)]
+    assert reasons == ["http_503"] * 6 + [""] * 10
+    assert fetch([hostile.at("ok", "some-bad.localhost")], node=node)[0].reason == ""
 
 
 def test_breaker_rests_probes_and_gives_up() -> None:
