@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs.demo.corpus import FIXTURES
+from tests.environment import without_group
 from train.metrics import read_metrics
 
 MAX_WAIT_S = 900
@@ -37,7 +37,7 @@ def demo_command(out: Path, *overrides: str) -> list[str]:
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment whose npm registry is a closed port, and whose cache of packages is empty."""
-    return os.environ | {
+    return without_group() | {
         "npm_config_registry": "http://127.0.0.1:1/",
         "npm_config_fetch_retries": "0",
         "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),

@@ -1,6 +1,5 @@
 """`genlip train` under Ray Train: a killed worker is replaced, a signal stops the job, a dry run leaves nothing."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from groups import MAX_WAIT_S, Group, is_saved
 from train_runs import samples_of_steps
 
 from pipeline.errors import EXIT_PREEMPTED
+from tests.environment import without_group
 from train.audit import audit_run
 from train.metrics import read_metrics
 
@@ -27,9 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @contextmanager
 def command(recipe: Path, output: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """`genlip train` as a person types it; gone with all its processes when a test gives up."""
-    launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # left by tests that train in here
-    inherited = {name: value for name, value in os.environ.items() if name not in launched}
-    environment = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment = without_group() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     words = [sys.executable, "-m", "jobs.cli", "train", str(recipe), *arguments]
     with output.open("wb") as stream:
         driver = subprocess.Popen(words, env=environment, stdout=stream, stderr=subprocess.STDOUT)
