@@ -132,5 +132,7 @@ def keys_of_a_pass(run_dir: Path) -> list[list[str]]:
     num_steps = len(setup.stream.segment(0).rows) // setup.stream.lanes
     with closing(iter(loader := Loader(setup, run_dir))) as steps:
         keys = [batch.keys for batch in islice(steps, num_steps)]
+    with closing(iter(loader)) as steps:  # again, from where it stands
+        assert next(iter(next(steps).micro_batches)).num_samples
     assert loader.num_bad_samples == 0
     return keys

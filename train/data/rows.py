@@ -38,7 +38,7 @@ class RowReader:
         self._setup, self._spec, self._sources = setup, setup.job.train, setup.sources
         self._bad_samples_file = bad_samples_file(run_dir, rank)
         self._readers = [ShardReader(self._spec.reading) for _ in setup.sources]  # one each, to count for each
-        self._requests = ThreadPoolExecutor(self._spec.reading.parallel, thread_name_prefix="reader")
+        self._requests = self._new_requests()
         self._lock = threading.Lock()
 
     def bytes_read(self) -> dict[str, dict[str, int]]:
@@ -46,10 +46,14 @@ class RowReader:
         return {source.name: reader.counters() for source, reader in zip(self._sources, self._readers, strict=True)}
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and drop the requests that are waiting; reading may begin again afterwards."""
         self._requests.shutdown(cancel_futures=True)
+        self._requests = self._new_requests()
         for reader in self._readers:
             reader.close()
+
+    def _new_requests(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._spec.reading.parallel, thread_name_prefix="reader")
 
     def read(self, row: Row, step: int, patches_out: NDArray[np.uint8]) -> tuple[list[EncodedSample], list[int]]:
         """The samples of a row.
