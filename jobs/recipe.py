@@ -14,6 +14,7 @@ import pipeline.annotate.builtin  # noqa: F401
 from pipeline.curate.spec import CurateSpec
 from pipeline.errors import UserError
 from pipeline.recipe import IngestSpec, Section, ShardSpec
+from pipeline.section import lay_over
 from train.recipe import EvalSpec, ModelSpec, TokenizerSpec, TrainSpec
 
 
@@ -77,7 +78,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     content = _read_mapping(Path(path))
     if base := content.pop("extends", None):
-        content = _merge(_read_mapping(Path(path).parent / str(base)), content)
+        content = lay_over(_read_mapping(Path(path).parent / str(base)), content)
     for override in overrides or []:
         _override(content, override)
     return check_recipe(content, str(path))
@@ -93,15 +94,6 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError("the recipe must be a mapping of sections", where=str(path))
     return content
-
-
-def _merge(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `content` laid over it, section by section; a list replaces a list."""
-    merged = dict(base)
-    for key, value in content.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def check_recipe(content: dict[str, Any], where: str) -> Recipe:

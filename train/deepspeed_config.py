@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.section import lay_over
+
 if TYPE_CHECKING:
     from train.recipe import TrainSpec, ZeroSpec
 
@@ -75,7 +77,7 @@ def deepspeed_config(spec: "TrainSpec", world_size: int, on_gpu: bool) -> dict[s
         "steps_per_print": 1 << 62,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU at every step, and our log has the rates
     }
-    return _merge(config, spec.deepspeed)
+    return lay_over(config, spec.deepspeed)
 
 
 def _zero(spec: "ZeroSpec", on_gpu: bool) -> dict[str, Any]:
@@ -93,12 +95,3 @@ def _zero(spec: "ZeroSpec", on_gpu: bool) -> dict[str, Any]:
     if spec.offload == "all":
         zero["offload_param"] = host
     return zero
-
-
-def _merge(config: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with the keys of `raw` laid over it, section by section."""
-    merged = dict(config)
-    for key, value in raw.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
-    return merged

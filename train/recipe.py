@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.errors import UserError
+from pipeline.section import Section
 from train.data.reading import ReadingSpec
 from train.deepspeed_config import owned_keys
 
@@ -14,12 +15,6 @@ RECIPE_FILE = "recipe.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-
-
-class Section(BaseModel):
-    """A strict, immutable part of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def parse_samples(value: Any) -> Any:
