@@ -15,7 +15,8 @@ from pipeline.curate.spec import CurateSpec
 from pipeline.errors import UserError
 from pipeline.recipe import IngestSpec, Section, ShardSpec
 from pipeline.section import lay_over
-from train.recipe import EvalSpec, ModelSpec, TokenizerSpec, TrainSpec
+from train.evaluation.spec import EvalSpec
+from train.recipe import ModelSpec, ObjectiveSpec, TokenizerSpec, TrainSpec
 
 
 class RunSpec(Section):
@@ -43,6 +44,7 @@ class Recipe(Section):
     curate: CurateSpec = CurateSpec()
     shards: ShardSpec = ShardSpec()
     tokenizer: TokenizerSpec = TokenizerSpec()
+    objective: ObjectiveSpec = ObjectiveSpec()
     model: ModelSpec = ModelSpec()
     train: TrainSpec
     eval: EvalSpec = EvalSpec()

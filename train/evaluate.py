@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from model import EncodedSample, LoadedModel, load_rgb, pack_rows, score_captions
 from pipeline.errors import UserError
 from train.data.dataset import Dataset, first_samples
-from train.ranking import Scores, accuracy, chance_recall_at, log_mean_exp, recall_at
-from train.recipe import EvalSpec
+from train.evaluation.ranking import Scores, accuracy, chance_recall_at, log_mean_exp, recall_at
+from train.evaluation.spec import EvalSpec
 
 NUM_PRIOR_IMAGES = 32
 """Training images whose mean likelihood stands for the probability of a text without its image."""

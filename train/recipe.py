@@ -1,36 +1,19 @@
 """The recipe's training sections: tokenizer, model, schedule, batch, checkpoints, evaluation."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.errors import UserError
 from pipeline.section import Section
 from train.data.reading import ReadingSpec
 from train.deepspeed_config import owned_keys
+from train.evaluation.spec import EvalSpec
+from train.samples import Samples
 
 RECIPE_FILE = "recipe.json"
 TOKENIZER_FOLDER = "tokenizer"
-
-_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-
-
-def parse_samples(value: Any) -> Any:
-    """`8B samples`, `56M samples`, `24_000 samples` or a plain number -> a number of samples."""
-    if isinstance(value, bool):
-        raise ValueError("write a number of samples, such as 8B samples")
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)\s*([kmb]?)\s*(?:samples)?", value.strip(), re.IGNORECASE)
-    if not match:
-        raise ValueError("write a number of samples, such as '8B samples', '24k samples' or 24000")
-    return round(float(match[1].replace("_", "")) * _MULTIPLES[match[2].lower()])
-
-
-Samples = Annotated[int, BeforeValidator(parse_samples), Field(ge=0)]
-
 
 class TokenizerSpec(Section):
     """What cuts captions into tokens."""
@@ -65,6 +48,7 @@ class ModelSpec(Section):
     """`min_pixels` and `max_pixels` bound a `native` image."""
 
 
+Objective = Literal["genlip", "clip", "siglip", "mae", "cappa"]
 UndecayedKind = Literal["norms", "biases", "layer_scales", "embeddings"]
 
 
@@ -297,16 +281,20 @@ class TrainSpec(Section):
         return self
 
 
-class EvalSpec(Section):
-    """What is measured on the held-out shards."""
+class ObjectiveSpec(Section):
+    """What is learned from the pairs: GenLIP, or one of the objectives that it is compared with."""
 
-    max_images: Annotated[int, Field(ge=1)] = 256
-    """Held-out images used, the same ones each time."""
-    class_templates: tuple[str, ...] = ("A photo of a {}.",)
-    """Captions that stand for a class in zero-shot classification; {} is the class name."""
-    class_captions: Annotated[int, Field(ge=0)] = 4
-    """Training captions that stand for a class in the second, caption-based classification; 0 leaves it out."""
-    batch_images: Annotated[int, Field(ge=1)] = 16
+    kind: Objective = "genlip"
+    """`clip` and `siglip` contrast images with captions, `mae` paints masked patches, `cappa` captions by a decoder."""
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """`mae`: share of the patches that the encoder does not see."""
+    parallel: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """`cappa`: share of the samples whose caption is predicted all at once; 0 is Cap."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
 
 class TrainJob(BaseModel):
@@ -324,6 +312,7 @@ class TrainJob(BaseModel):
     store: str
     shards: Shards
     tokenizer: TokenizerSpec
+    objective: ObjectiveSpec = ObjectiveSpec()
     model: ModelSpec
     train: TrainSpec
     eval: EvalSpec

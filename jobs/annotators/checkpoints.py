@@ -136,7 +136,7 @@ def prior_log_probs(
 ) -> NDArray[np.float64]:
     """log P(caption tokens) in nats, [N]: the likelihood averaged over images, as in `train.evaluate`."""
     from model import load_rgb, score_captions
-    from train.ranking import log_mean_exp
+    from train.evaluation.ranking import log_mean_exp
 
     patches = [loaded.processor.patches(load_rgb(image)) for image in images]
     scores = score_captions(loaded.model, patches, loaded.tokenizer.prompt_ids, captions)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.recipe import check_recipe, load_recipe, save_recipe
 from pipeline.errors import UserError
-from train.recipe import parse_samples
+from train.samples import parse_samples
 
 RECIPES = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("*.yaml"))
 LEAST: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.store import Store
 from train.data.dataset import open_dataset
 from train.evaluate import Labelled, evaluate, read_labelled, require_heldout
-from train.recipe import EvalSpec
+from train.evaluation.spec import EvalSpec
 from train.setup import set_up
 
 SPEC = EvalSpec(class_captions=2, class_templates=("A photo of a {}.",), batch_images=4)

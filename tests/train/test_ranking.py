@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from train.ranking import accuracy, chance_recall_at, log_mean_exp, recall_at
+from train.evaluation.ranking import accuracy, chance_recall_at, log_mean_exp, recall_at
 
 IDENTITY = np.eye(3, dtype=bool)
 
