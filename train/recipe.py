@@ -15,6 +15,7 @@ from train.samples import Samples
 RECIPE_FILE = "recipe.json"
 TOKENIZER_FOLDER = "tokenizer"
 
+
 class TokenizerSpec(Section):
     """What cuts captions into tokens."""
 
