@@ -8,17 +8,28 @@ from PIL import Image
 from jobs.console import say
 from jobs.evaluation import load_latest, read_heldout
 from jobs.pictures import Entry, contact_sheet
-from model import LoadedModel, generate, load_rgb
+from model import LoadedModel, load_rgb
+from pipeline.errors import UserError
+from train.evaluation.captioning import write_captions, writes_captions
 
 CAPTIONS_FILE = "captions.json"
-MAX_NEW_TOKENS = 64
 COLUMNS = 6
 TRUE_COLOUR, GENERATED_COLOUR = "#777777", "#0b5394"
 
 
 def caption_images(run_dir: Path, files: list[Path], num_heldout: int, sheet: Path) -> int:
-    """Caption the files, or held-out images where none is named. Returns the exit code."""
+    """Caption the files, or held-out images where none is named. Returns the exit code.
+
+    Raises:
+        UserError: The run's objective is one without text.
+    """
     loaded, state = load_latest(run_dir)
+    if not writes_captions(loaded):
+        raise UserError(
+            f"a model of the objective {loaded.model.objective} writes no captions",
+            where=str(run_dir),
+            next_step="name a run of the objective genlip or cappa",
+        )
     if files:
         pictures = [load_rgb(file) for file in files]
         names, truths = [str(file) for file in files], [""] * len(files)
@@ -43,7 +54,7 @@ def caption_images(run_dir: Path, files: list[Path], num_heldout: int, sheet: Pa
 def caption_pictures(loaded: LoadedModel, pictures: list[Image.Image]) -> list[str]:
     """Greedy captions of RGB pictures."""
     images = [loaded.processor.patches(picture) for picture in pictures]
-    return generate(loaded.model, images, loaded.tokenizer, MAX_NEW_TOKENS)
+    return [loaded.tokenizer.decode(ids) for ids in write_captions(loaded, images)]
 
 
 def _entry(picture: Image.Image, truth: str, caption: str) -> Entry:

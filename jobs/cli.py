@@ -122,17 +122,21 @@ def tokenizer(recipe: RecipePath, set_: Overrides = None) -> None:
 def train(
     recipe: RecipePath,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Take two steps at full size and forget them.")] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Resume though this key has changed; repeatable.")
+    ] = None,
     set_: Overrides = None,
 ) -> None:
     """Train or resume, under Ray Train or torchrun."""
     from jobs.recipe import load_recipe
 
     if dry_run:
-        from jobs.trials import dry_run as run
-    else:
-        from jobs.training import train as run
+        from jobs.trials import dry_run as try_out
 
-    raise typer.Exit(run(load_recipe(recipe, set_)))
+        raise typer.Exit(try_out(load_recipe(recipe, set_)))
+    from jobs.training import train as run
+
+    raise typer.Exit(run(load_recipe(recipe, set_), allow or []))
 
 
 @app.command()
@@ -165,11 +169,27 @@ def verify_resume(run: RunDir, steps: Annotated[int, typer.Option(help="Steps on
 
 
 @app.command("eval")
-def evaluate(run: RunDir) -> None:
-    """Measure a run on held-out images, beside chance."""
-    from jobs.evaluation import evaluate_run
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, one of its checkpoints, or a model folder.")],
+    data: Annotated[str, typer.Option(help="Measure on this instead of the run's held-out shards.")] = "",
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The tokenizer of a model folder that has none.")
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Measure a model on held-out images, beside chance."""
+    from jobs.evaluation import evaluate_folder
 
-    raise typer.Exit(evaluate_run(run))
+    raise typer.Exit(evaluate_folder(run, data, tokenizer, set_ or []))
+
+
+@app.command()
+def compare(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Train and measure every objective; one report."""
+    from jobs.compare.command import compare as run
+    from jobs.recipe import load_recipe
+
+    raise typer.Exit(run(load_recipe(recipe, set_)))
 
 
 @app.command()

@@ -78,20 +78,21 @@ def _select(recipe: Recipe, rows: Rows, pool: Pool) -> None:
     Raises:
         UserError: Shards were made of another selection of this name, whose record would be lost.
     """
-    name, spec = recipe.shards.name, recipe.curate.select
-    if is_current(rows, spec, recipe.shards.holdout, name, recipe.seed):
+    shards, spec = recipe.shards, recipe.curate.select
+    name, near_bits = shards.name, shards.holdout_near_bits
+    if is_current(rows, spec, shards.holdout, name, recipe.seed, near_bits):
         summary = read_summary(rows.store, name)
     else:
         if rows.store.exists(dataset_file(name)):
             raise UserError(
                 "shards are made of another selection of this name",
                 where=rows.store.path(f"selection/{name}"),
-                why="the rules, the columns or the store's units have changed since; the record of each sample's fate"
-                " stays with its shards",
+                why="the rules, the held-out part, the columns or the store's units have changed since; the record of"
+                " each sample's fate stays with its shards",
                 next_step="choose another name with --set shards.name=NAME",
             )
         _warn_of_chance(recipe, rows.store)
-        summary = select(rows, spec, recipe.shards.holdout, name, recipe.seed, pool.each)
+        summary = select(rows, spec, shards.holdout, name, recipe.seed, pool.each, near_bits)
     for line in summary.lines():
         say(line)
 

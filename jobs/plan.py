@@ -83,11 +83,13 @@ def _curate_lines(recipe: Recipe) -> list[str]:
 def _shard_lines(recipe: Recipe) -> list[str]:
     spec = recipe.shards
     where = f"shards/{spec.name}"
+    guarded = spec.holdout and spec.holdout_near_bits is not None
     if Store(recipe.store).exists(index_file(spec.name)):
         return [f"shards     {where} is written ({spec.shard_samples:,} samples a shard, {spec.holdout:.0%} held out)"]
     return [
         f"shards     {where}: {spec.shard_samples:,} samples a shard,"
         f" {spec.holdout:.0%} of the distinct images held out"
+        + (f", none trained on within {spec.holdout_near_bits} bits" if guarded else "")
     ]
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 import jobs.annotators  # noqa: F401 the annotators that a recipe may name
 import pipeline.annotate.builtin  # noqa: F401
+from jobs.compare.spec import CompareSpec
 from pipeline.curate.spec import CurateSpec
 from pipeline.errors import UserError
 from pipeline.recipe import IngestSpec, Section, ShardSpec
@@ -48,6 +49,7 @@ class Recipe(Section):
     model: ModelSpec = ModelSpec()
     train: TrainSpec
     eval: EvalSpec = EvalSpec()
+    compare: CompareSpec = CompareSpec()
     run: RunSpec = RunSpec()
 
     @property
@@ -160,3 +162,21 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
             return []
         model = sections[0]
     return list(model.model_fields)
+
+
+def override_eval(spec: EvalSpec, overrides: list[str]) -> EvalSpec:
+    """An eval section with `eval.key=value` entries laid over it.
+
+    Raises:
+        UserError: An entry is of another section, or wrong.
+    """
+    content = {"eval": spec.model_dump(mode="json")}
+    for override in overrides:
+        if not override.startswith("eval."):
+            raise UserError(f"--set {override}: only keys of the section eval can be set here")
+        _override(content, override)
+    try:
+        return EvalSpec.model_validate(content["eval"])
+    except ValidationError as error:
+        problems = [_problem(dict(entry) | {"loc": ("eval", *entry["loc"])}) for entry in error.errors()]
+        raise UserError("the eval section is wrong:\n" + "\n".join(f"  - {problem}" for problem in problems)) from None

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,31 @@ from jobs.recipe import Recipe
 from jobs.runs import open_run
 from pipeline.errors import EXIT_PREEMPTED, UserError
 from train.faults import STOP_FILE, STOP_SIGNALS
-from train.metrics import LogTail, StepMetrics, read_metrics, render
+from train.metrics import (
+    EVALUATIONS,
+    Evaluation,
+    LogTail,
+    StepMetrics,
+    read_metrics,
+    render,
+    render_evaluation,
+)
 from train.plan import plan_lines
 from train.setup import set_up
 
 TAIL_EVERY_S = 0.5
 
 
-def train(recipe: Recipe) -> int:
-    """Train or resume the recipe's run. Returns the exit code: that of a run to go on with where it was stopped."""
-    run_dir = open_run(recipe)
-    samples_seen = _train_in_group(recipe, run_dir) if in_group() else _train_under_ray(recipe, run_dir)
+def train(recipe: Recipe, allowed: Sequence[str] = ()) -> int:
+    """Train or resume the recipe's run. Returns the exit code: that of a run to go on with where it was stopped.
+
+    Args:
+        recipe: Of the run.
+        allowed: Keys in which it may differ from what the run was so far.
+    """
+    run_dir = open_run(recipe, allowed)
+    start = _train_in_group if in_group() else _train_under_ray
+    samples_seen = start(recipe, run_dir, allowed)
     if not is_first():
         return 0 if samples_seen >= recipe.train.length else EXIT_PREEMPTED
     if samples_seen < recipe.train.length:
@@ -46,20 +60,25 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _train_in_group(recipe: Recipe, run_dir: Path) -> int:
+def _train_in_group(recipe: Recipe, run_dir: Path, allowed: Sequence[str]) -> int:
     """As one process of torchrun, deepspeed or srun. Returns the samples seen."""
     from train.main import run_training
 
     if is_first():
         (run_dir / STOP_FILE).unlink(missing_ok=True)
         _say_plan(run_dir, int(os.environ["WORLD_SIZE"]))
-    return run_training(run_dir, on_log=lambda metrics: say(render(metrics, recipe.train.length))).samples_seen
+    return run_training(
+        run_dir,
+        on_log=lambda metrics: say(render(metrics, recipe.train.length)),
+        on_evaluation=lambda evaluation: say(render_evaluation(evaluation)),
+        allowed=allowed,
+    ).samples_seen
 
 
-def _train_under_ray(recipe: Recipe, run_dir: Path) -> int:
+def _train_under_ray(recipe: Recipe, run_dir: Path, allowed: Sequence[str]) -> int:
     (run_dir / STOP_FILE).unlink(missing_ok=True)
     with ray_session(recipe.run.ray_address), _stop_on_signal(run_dir), _tail(run_dir, recipe.train.length):
-        config = {"run_dir": str(run_dir.resolve())}
+        config = {"run_dir": str(run_dir.resolve()), "allowed": list(allowed)}
         _say_plan(run_dir, num_workers(recipe))
         run_in_workers(ray_worker, config, recipe, run_dir / "ray", recipe.run.max_failures)
     (run_dir / STOP_FILE).unlink(missing_ok=True)
@@ -70,7 +89,7 @@ def ray_worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker. Checkpoints and metrics are the trainer's own files."""
     from train.main import run_training
 
-    run_training(Path(config["run_dir"]))
+    run_training(Path(config["run_dir"]), allowed=config["allowed"])
 
 
 def num_workers(recipe: Recipe) -> int:
@@ -147,8 +166,9 @@ def _stop_on_signal(run_dir: Path) -> Iterator[None]:
 def _tail(run_dir: Path, length: int) -> Iterator[None]:
     """Say the lines that the workers add to the metrics: Ray's own log forwarding would prefix and repeat them."""
     stop = threading.Event()
-    log = LogTail(run_dir)
-    log.read()  # what the run has logged before
+    log, evaluations = LogTail(run_dir), LogTail(run_dir, EVALUATIONS)
+    for tail in (log, evaluations):
+        tail.read()  # what the run has logged before
 
     def follow() -> None:
         while not stop.wait(TAIL_EVERY_S):
@@ -157,6 +177,8 @@ def _tail(run_dir: Path, length: int) -> Iterator[None]:
     def flush() -> None:
         for entry in log.read():
             say(render(StepMetrics(**entry), length))
+        for entry in evaluations.read():
+            say(render_evaluation(Evaluation(**entry)))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -1,5 +1,6 @@
 """GenLIP: generative language-image pretraining of a Vision Transformer. See README.md in this folder."""
 
+from .baselines import Baseline, build_model
 from .batch import EncodedSample, PackedRows, pack_rows
 from .configuration_genlip import GenLIPConfig, list_presets
 from .counting import count_parameters, flops_per_sample
@@ -13,6 +14,7 @@ from .tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer, load_toke
 from .weights import LoadedModel, load_model, load_weights
 
 __all__ = [
+    "Baseline",
     "Decoding",
     "EncodedSample",
     "GenLIP",
@@ -25,6 +27,7 @@ __all__ = [
     "PackedRows",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "build_model",
     "count_parameters",
     "flops_per_sample",
     "generate",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batch import NO_LABEL, EncodedSample, PackedRows, pack_rows
 from .errors import ModelError
@@ -81,7 +81,7 @@ class Prefix:
 
 
 @contextmanager
-def inference(model: GenLIP) -> Iterator[None]:
+def inference(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the training mode is restored afterwards."""
     was_training = model.training
     model.eval()

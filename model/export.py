@@ -1,4 +1,7 @@
-"""Writes a model folder: official weights and config, processor, tokenizer, a card, and the code for AutoModel."""
+"""Writes a model folder: official weights and config, processor, tokenizer, a card, and the code for AutoModel.
+
+A baseline's folder has a config of its own and no such code: there is nothing official to be compatible with.
+"""
 
 import ast
 import json
@@ -12,6 +15,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .baselines.baseline import Baseline
+from .baselines.build import baseline_to_dict
 from .configuration_genlip import ARCHITECTURE
 from .errors import ModelError
 from .model_card import render_model_card
@@ -40,7 +45,7 @@ SHARD_BYTES = 5 * 10**9
 
 def save_model(
     folder: Path | str,
-    model: GenLIP,
+    model: GenLIP | Baseline,
     tokenizer: Tokenizer,
     processor: ImageProcessor,
     facts: Mapping[str, str] | None = None,
@@ -67,11 +72,10 @@ def save_model(
     try:
         _write_json(fresh / CONFIG_FILE, _config_of(model, tokenizer))
         _write_tensors(fresh, model.state_dict())
-        _write_json(fresh / PROCESSOR_FILE, processor.to_dict() | {"auto_map": PROCESSOR_AUTO_MAP})
         tokenizer.save(fresh)
-        if (fresh / SENTENCEPIECE_FILE).exists():
-            _write_json(fresh / "tokenizer_config.json", SENTENCEPIECE_CONFIG)
-        _write_code(fresh)
+        _write_json(fresh / PROCESSOR_FILE, processor.to_dict())
+        if isinstance(model, GenLIP):
+            _write_auto_classes(fresh, processor)
         card = render_model_card(target.name, model, tokenizer, processor, facts or {})
         (fresh / CARD_FILE).write_text(card, encoding="utf-8")
         _replace_folder(fresh, target)
@@ -79,15 +83,27 @@ def save_model(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _config_of(model: GenLIP, tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json: the official keys, and what AutoModel and its `generate_ids` need."""
+def _config_of(model: GenLIP | Baseline, tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json: the official keys, and what AutoModel and its `generate_ids` need; see `baselines.build` for those
+    of a baseline."""
+    dtype = str(model.ln_post.weight.dtype).removeprefix("torch.")
+    if isinstance(model, Baseline):
+        return baseline_to_dict(model) | {"torch_dtype": dtype}
     return {
         **model.config.to_dict(),
-        "torch_dtype": str(model.ln_post.weight.dtype).removeprefix("torch."),
+        "torch_dtype": dtype,
         "prompt_ids": list(tokenizer.prompt_ids),
         "ending_ids": list(tokenizer.ending_ids),
         "auto_map": AUTO_MAP,
     }
+
+
+def _write_auto_classes(folder: Path, processor: ImageProcessor) -> None:
+    """What the Auto classes of transformers need beside the weights."""
+    _write_json(folder / PROCESSOR_FILE, processor.to_dict() | {"auto_map": PROCESSOR_AUTO_MAP})
+    if (folder / SENTENCEPIECE_FILE).exists():
+        _write_json(folder / "tokenizer_config.json", SENTENCEPIECE_CONFIG)
+    _write_code(folder)
 
 
 def _write_code(folder: Path) -> None:

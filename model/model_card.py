@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .counting import count_parameters
+from .baselines.baseline import Baseline
 from .modeling_genlip import GenLIP
 from .processing_genlip import ImageProcessor
 from .tokenizer import HFTokenizer, Tokenizer
@@ -86,14 +86,78 @@ print(generate(loaded.model, [(patches, grid)], loaded.tokenizer))
 - Images are normalised to [-1, 1]; any other resize or normalisation changes the features.
 """
 
+BASELINE_CARD = """\
+---
+pipeline_tag: image-feature-extraction
+license: {license}
+tags:
+- vision
+- image-feature-extraction
+---
+
+# {name}
+
+A baseline for comparison with GenLIP: GenLIP's vision encoder, trained with the objective `{objective}`: {summary}.
+It is no model of the work it is named after: backbone, sizes and data are those of the comparison.
+
+## Architecture
+
+{architecture}
+
+Encoder: pre-norm blocks with gated attention, SwiGLU and LayerScale; interleaved 3-axis rotary positions; no class
+token. Its weights carry the names that they have in a GenLIP model.
+
+## Images and text
+
+{processing}
+
+## Use
+
+With the genlip package; the Auto classes of transformers do not know this model.
+
+```python
+from model import load_model, load_rgb
+
+loaded = load_model("{name}")
+images = [loaded.processor.patches(load_rgb("cup.jpg"))]
+features = loaded.model.encode_images(images)[0]  # [patches, {width}]
+{use}
+```
+
+## Training
+
+{training}
+"""
+
+BASELINE_SUMMARIES = {
+    "clip": "images and captions are embedded by two towers, and each picks its partner in the batch (CLIP)",
+    "siglip": "images and captions are embedded by two towers, and each combination is judged a pair or none (SigLIP)",
+    "mae": "the pixels of masked patches are predicted from the visible ones (MAE); it has seen no captions",
+    "cappa": "a decoder attends to the patches and predicts the caption, of some samples in parallel (CapPa)",
+}
+_EMBEDDINGS = """\
+texts = loaded.model.embed_texts([loaded.tokenizer.encode("A red cup.") + loaded.tokenizer.ending_ids])
+cosines = loaded.model.embed_images(images) @ texts.T"""
+BASELINE_USES = {
+    "clip": _EMBEDDINGS,
+    "siglip": _EMBEDDINGS,
+    "mae": "",
+    "cappa": "print(loaded.tokenizer.decode(loaded.model.generate_ids(images, loaded.tokenizer.ending_ids)[0]))",
+}
+
 
 def render_model_card(
-    name: str, model: GenLIP, tokenizer: Tokenizer, processor: ImageProcessor, facts: Mapping[str, str]
+    name: str, model: GenLIP | Baseline, tokenizer: Tokenizer, processor: ImageProcessor, facts: Mapping[str, str]
 ) -> str:
     """The card as Markdown with YAML front matter; `facts` fill the training section."""
     facts = dict(facts)
-    return CARD.format(
+    special = {}
+    if isinstance(model, Baseline):
+        special = {"summary": BASELINE_SUMMARIES[model.objective], "use": BASELINE_USES[model.objective]}
+    return (BASELINE_CARD if isinstance(model, Baseline) else CARD).format(
         name=name,
+        objective=model.objective,
+        **special,
         license=facts.pop("License", DEFAULT_LICENSE),
         width=model.config.hidden_size,
         architecture=_architecture_table(model),
@@ -102,27 +166,38 @@ def render_model_card(
     )
 
 
-def _architecture_table(model: GenLIP) -> str:
+def _architecture_table(model: GenLIP | Baseline) -> str:
     config = model.config
-    total = count_parameters(config)
-    tables = 2 * config.vocab_size * config.text_embed_dim
+    total = sum(parameter.numel() for parameter in model.parameters())
     encoder_layers = [model.vision_embeddings, model.visual, model.ln_post]
     encoder = sum(parameter.numel() for layer in encoder_layers for parameter in layer.parameters())
     rows = {
         "parameters": f"{total:,}",
         "of these, vision encoder (patches, blocks, last norm)": f"{encoder:,}",
-        "of these, token table and LM head": f"{tables:,}",
+        **_text_rows(model),
         "blocks": config.num_hidden_layers,
         "width": config.hidden_size,
         "attention heads": config.num_attention_heads,
         "feed-forward width": config.intermediate_size,
-        "text width": config.text_embed_dim,
-        "vocabulary": config.vocab_size,
         "patch": f"{config.patch_size} x {config.patch_size} pixels",
         "rotary theta, sections": f"{config.rope_theta:g}, {list(config.mrope_section)}",
         "stored as": str(model.ln_post.weight.dtype).removeprefix("torch."),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _text_rows(model: GenLIP | Baseline) -> dict[str, str]:
+    """What only some models have."""
+    config = model.config
+    if isinstance(model, Baseline):
+        others = {name: f"{value:g}" for name, value in model.options.items()}
+        return others | ({} if model.objective == "mae" else {"vocabulary": f"{config.vocab_size}"})
+    tables = 2 * config.vocab_size * config.text_embed_dim
+    return {
+        "of these, token table and LM head": f"{tables:,}",
+        "text width": f"{config.text_embed_dim}",
+        "vocabulary": f"{config.vocab_size}",
+    }
 
 
 def _processing_lines(tokenizer: Tokenizer, processor: ImageProcessor) -> str:

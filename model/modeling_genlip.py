@@ -5,7 +5,7 @@ K channels of a head, L labelled tokens, P image tokens of one image, C channels
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,15 @@ RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor, Attend, Tensor | None], 
 
 
 class LossOutput(NamedTuple):
-    """The cross entropies of the L labelled tokens."""
+    """The loss of packed rows: of GenLIP, the cross entropies of the L labelled tokens."""
 
     loss_sum: Tensor
     """float32 scalar."""
     num_labels: Tensor
     """int64 scalar."""
-    token_losses_L: Tensor
-    """The summands, at the positions `rows.label_index_L`; float32, without gradient, for the log."""
+    token_losses_L: Tensor | None
+    """The summands, at the positions `rows.label_index_L`; float32, without gradient, for the log. None where the loss
+    is not one of tokens."""
 
 
 class BlockStack(nn.Module):
@@ -54,7 +55,14 @@ class GenLIP(nn.Module):
         drop_path_per: "sample" drops branches per sample; "row" per packed row, as the official code does.
         attention: back end of packed rows. "auto" is variable-length flash attention on CUDA in bfloat16 or float16
             and "sdpa" elsewhere; "varlen", "flex" and "sdpa" ask for one.
+        objective: what the model is trained for; see `model.baselines` for the others.
+        loss_per: the loss sum of the global batch is divided by its number of labels or of samples.
+        needs_whole_batch: whether the loss of a sample depends on the other samples of the batch.
     """
+
+    objective: ClassVar = "genlip"
+    loss_per: ClassVar[Literal["label", "sample"]] = "label"
+    needs_whole_batch: ClassVar = False
 
     def __init__(self, config: GenLIPConfig) -> None:
         super().__init__()
@@ -132,7 +140,7 @@ class GenLIP(nn.Module):
 
     def embed_rows(self, rows: PackedRows) -> Tensor:
         """Input of the first block, [N, D]: text embeddings with the patch embeddings laid over them, in order."""
-        self._check_fit(rows)
+        check_fit(rows, self.config)
         text_ND = self.embed_text(rows.input_ids_BS.flatten())
         image_ND = self.vision_embeddings(rows.patches_NCPP)
         return text_ND.index_copy(0, rows.image_index_N, image_ND.to(text_ND.dtype))
@@ -189,22 +197,7 @@ class GenLIP(nn.Module):
         bound sqrt(6 / 3d)); every other matrix, the patch embedding and the token table: normal with
         `initializer_range`; biases 0; norms 1 and 0; LayerScale `ls_init_value`.
         """
-        generator = torch.Generator().manual_seed(seed)
-        std = self.config.initializer_range
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding | PatchEmbedding):
-                module.weight.copy_(torch.empty(module.weight.shape).normal_(std=std, generator=generator))
-                if not isinstance(module, nn.Embedding) and module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, LayerScale):
-                module.lambda1.fill_(self.config.ls_init_value)
-        for linear in (part for module in self.modules() if _is_xavier(module) for part in module.children()):
-            if isinstance(linear, nn.Linear):
-                bound = (6 / sum(linear.weight.shape)) ** 0.5
-                values = torch.empty(linear.weight.shape).uniform_(-bound, bound, generator=generator)
-                linear.weight.copy_(values)
+        init_parameters(self, self.config, torch.Generator().manual_seed(seed))
 
     def _compute_dtype(self) -> torch.dtype:
         """What queries, keys and values are computed in."""
@@ -226,19 +219,44 @@ class GenLIP(nn.Module):
         # Padding joins sample 0 of its row: nobody reads it.
         return (row_start_B1 + rows.sample_ids_BS.clamp(min=0)).flatten()
 
-    def _check_fit(self, rows: PackedRows) -> None:
-        if rows.max_token_id >= self.config.vocab_size:
-            raise ModelError(
-                f"token id {rows.max_token_id} does not exist in a model with vocab_size {self.config.vocab_size};"
-                " build the model with the vocab_size of the tokenizer that encoded the captions"
-            )
-        side = self.config.patch_size
-        expected = (self.config.num_channels, side, side)
-        if len(rows.patches_NCPP) and rows.patches_NCPP.shape[1:] != expected:
-            raise ModelError(
-                f"patches of shape {list(rows.patches_NCPP.shape[1:])} do not fit a model of {list(expected)};"
-                " use an ImageProcessor with the model's patch_size"
-            )
+
+def check_fit(rows: PackedRows, config: GenLIPConfig) -> None:
+    """Refuses token ids and patches that a model of this shape does not have.
+
+    Raises:
+        ModelError: with what to change.
+    """
+    if rows.max_token_id >= config.vocab_size:
+        raise ModelError(
+            f"token id {rows.max_token_id} does not exist in a model with vocab_size {config.vocab_size};"
+            " build the model with the vocab_size of the tokenizer that encoded the captions"
+        )
+    side = config.patch_size
+    expected = (config.num_channels, side, side)
+    if len(rows.patches_NCPP) and rows.patches_NCPP.shape[1:] != expected:
+        raise ModelError(
+            f"patches of shape {list(rows.patches_NCPP.shape[1:])} do not fit a model of {list(expected)};"
+            " use an ImageProcessor with the model's patch_size"
+        )
+
+
+@torch.no_grad()
+def init_parameters(module: nn.Module, config: GenLIPConfig, generator: torch.Generator) -> None:
+    """Draws the parameters of a module as `GenLIP.init_weights` says, one pass of the CPU generator."""
+    std = config.initializer_range
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding | PatchEmbedding):
+            part.weight.copy_(torch.empty(part.weight.shape).normal_(std=std, generator=generator))
+            if not isinstance(part, nn.Embedding) and part.bias is not None:
+                part.bias.zero_()
+        elif isinstance(part, nn.LayerNorm):
+            part.reset_parameters()
+        elif isinstance(part, LayerScale):
+            part.lambda1.fill_(config.ls_init_value)
+    for linear in (child for part in module.modules() if _is_xavier(part) for child in part.children()):
+        if isinstance(linear, nn.Linear):
+            bound = (6 / sum(linear.weight.shape)) ** 0.5
+            linear.weight.copy_(torch.empty(linear.weight.shape).uniform_(-bound, bound, generator=generator))
 
 
 def _is_xavier(module: nn.Module) -> bool:

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .baselines.baseline import Baseline
+from .baselines.build import BASELINE_MODEL_TYPE, baseline_from_dict
 from .configuration_genlip import GenLIPConfig, rope_values
 from .errors import ModelError
 from .export import CONFIG_FILE, INDEX_FILE, PROCESSOR_FILE, WEIGHTS_FILE
@@ -33,24 +35,44 @@ DECIDING_TENSORS = {
 class LoadedModel:
     """Everything needed to run a model on an image file."""
 
-    model: GenLIP
+    model: GenLIP | Baseline
     tokenizer: Tokenizer
     processor: ImageProcessor
 
+    @property
+    def genlip(self) -> GenLIP:
+        """The model, where it has to be GenLIP.
 
-def load_model(folder: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
+        Raises:
+            ModelError: it is a baseline.
+        """
+        if not isinstance(self.model, GenLIP):
+            raise ModelError(f"a GenLIP model is needed, and this one has the objective {self.model.objective!r}")
+        return self.model
+
+
+def load_model(
+    folder: Path | str, device: torch.device | str = "cpu", tokenizer: Path | str | None = None
+) -> LoadedModel:
     """Reads a folder written by `save_model`, or an official export, in evaluation mode and the stored dtype.
+
+    `model.objective` says what was read; `LoadedModel.genlip` is for callers that need GenLIP.
+
+    Args:
+        folder: with weights, config.json and preprocessor_config.json.
+        device: of the model.
+        tokenizer: folder of the tokenizer, where it is not the same.
 
     Raises:
         ModelError: as in `load_weights`; or processor or tokenizer are missing or do not fit.
     """
     folder = Path(folder)
-    model = load_weights(folder, device)
+    model = _load_network(folder, device)
     patch_size = model.config.patch_size
     processor = ImageProcessor.from_dict({"patch_size": patch_size, **_read_json(folder / PROCESSOR_FILE)})
     if processor.patch_size != patch_size:
         raise ModelError(f"{folder}: processor has patch_size {processor.patch_size}, weights {patch_size}")
-    return LoadedModel(model, load_tokenizer(folder), processor)
+    return LoadedModel(model, load_tokenizer(tokenizer or folder), processor)
 
 
 def load_weights(folder: Path | str, device: torch.device | str = "cpu") -> GenLIP:
@@ -64,18 +86,22 @@ def load_weights(folder: Path | str, device: torch.device | str = "cpu") -> GenL
         ModelError: a file is missing or damaged, tensors are missing, unexpected, mis-shaped or not finite, or the
             config does not fit them.
     """
-    folder = Path(folder)
+    model = _load_network(Path(folder), device)
+    if isinstance(model, Baseline):
+        raise ModelError(f"{folder} holds a model of the objective {model.objective!r}, and GenLIP is needed")
+    return model
+
+
+def _load_network(folder: Path, device: torch.device | str) -> GenLIP | Baseline:
     tensors = _read_tensors(folder)
-    shape = _shape_of_model(tensors, folder)
+    is_baseline = _is_baseline(folder)
+    shape = {} if is_baseline else _shape_of_model(tensors, folder)
     values = _read_json(folder / CONFIG_FILE)
     try:
-        if "num_attention_heads" not in values:
-            values["num_attention_heads"] = _guess_heads(values, shape["hidden_size"])
-        config = GenLIPConfig.from_dict(values | shape)
+        with torch.device("meta"):
+            model = baseline_from_dict(values) if is_baseline else GenLIP(_config_of(values | shape))
     except ModelError as error:
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
-    with torch.device("meta"):
-        model = GenLIP(config)
     _check_tensors(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}, folder)
     model.load_state_dict(tensors, assign=True)
     return model.to(device).eval()
@@ -106,6 +132,18 @@ def _weight_files(folder: Path) -> list[Path]:
     pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
     why = f"; {pickled[0]} is a pickle file, which may run code and is not read" if pickled else ""
     raise ModelError(f"{folder} holds no {WEIGHTS_FILE}{why}; pass a folder written by save_model")
+
+
+def _is_baseline(folder: Path) -> bool:
+    # A folder of another project may lack the file; what its tensors lack says more.
+    config = folder / CONFIG_FILE
+    return config.exists() and _read_json(config).get("model_type") == BASELINE_MODEL_TYPE
+
+
+def _config_of(values: dict[str, Any]) -> GenLIPConfig:
+    if "num_attention_heads" not in values:
+        values["num_attention_heads"] = _guess_heads(values, values["hidden_size"])
+    return GenLIPConfig.from_dict(values)
 
 
 def _shape_of_model(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:

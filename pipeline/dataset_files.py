@@ -1,5 +1,8 @@
 """Where the files of a store's dataset are. What is in them: STORE.md."""
 
+HELDOUT_SUFFIX = "-heldout"
+"""Dataset NAME-heldout has what was held out of dataset NAME."""
+
 
 def dataset_file(dataset: str) -> str:
     """What the dataset is made of."""

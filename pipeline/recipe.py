@@ -118,6 +118,9 @@ class ShardSpec(Section):
     """Samples in a shard; the last shards are evened out."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the distinct images kept for evaluation, chosen by the image's content."""
+    holdout_near_bits: Annotated[int, Field(ge=0, le=12)] | None = 4
+    """Samples whose perceptual hash differs in at most so many of 64 bits from that of a held-out image are not trained
+    on; None does not look."""
     check: Literal["decode", "none"] = "decode"
     """`decode` looks at every image once more on its way into a shard; those that fail are left out and listed."""
     captions: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -256,21 +256,37 @@ def begin_store(store: Store, content: dict[str, Any]) -> None:
         store.write_json(STORE_FILE, {"format_version": FORMAT_VERSION, "recipe": content})
 
 
-def refuse_changes(known: dict[str, Any], wanted: dict[str, Any], where: str, alternative: str) -> None:
-    """Raise a UserError that names the keys in which a recipe differs from the one that made `where`."""
-    differing = sorted(_differences(known, wanted))
-    if differing:
+def refuse_changes(
+    known: dict[str, Any], wanted: dict[str, Any], where: str, alternative: str, allowed: Sequence[str] = ()
+) -> list[str]:
+    """Raise a UserError that names the keys in which a recipe differs from the one that made `where`.
+
+    Args:
+        known: what made it.
+        wanted: what is asked now.
+        where: for the message.
+        alternative: what else can be done than to restore the values.
+        allowed: keys that may differ, with all below them: `train.optim` for `train.optim.lr`.
+
+    Returns:
+        The differences that were allowed.
+    """
+    differing = dict(sorted(_differences(known, wanted)))
+    waived = [key for key in differing if any(f"{key}.".startswith(f"{one}.") for one in allowed)]
+    if len(waived) < len(differing):
         raise UserError(
             "made by another recipe; nothing was touched",
             where=where,
-            why="; ".join(differing),
+            why="; ".join(text for key, text in differing.items() if key not in waived),
             next_step=f"restore these values, or {alternative}",
         )
+    return [differing[key] for key in waived]
 
 
-def _differences(known: Any, wanted: Any, at: str = "") -> Iterator[str]:
+def _differences(known: Any, wanted: Any, at: str = "") -> Iterator[tuple[str, str]]:
+    """Each key that differs, with the difference in words."""
     if isinstance(known, dict) and isinstance(wanted, dict):
         for key in known.keys() | wanted.keys():
             yield from _differences(known.get(key), wanted.get(key), f"{at}.{key}" if at else str(key))
     elif known != wanted:
-        yield f"{at} was {known!r}, is {wanted!r}"
+        yield at, f"{at} was {known!r}, is {wanted!r}"

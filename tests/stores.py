@@ -111,5 +111,5 @@ def curate_in_turn(store: Store, curate: CurateSpec, shards: ShardSpec, seed: in
     for unit in committed_units(store):
         annotate_unit(unit, store, annotators, curate.max_errors)
     rows = open_rows(store, annotators)
-    select(rows, curate.select, shards.holdout, shards.name, seed, in_turn)
+    select(rows, curate.select, shards.holdout, shards.name, seed, in_turn, shards.holdout_near_bits)
     materialise(rows, shards.name, shards, seed, in_turn)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from model import GenLIP
+from model.baselines import Baseline
 from train.deepspeed_config import deepspeed_config
 from train.ema import keep_average
 from train.optimizer import build_optimizer
@@ -59,7 +60,7 @@ def _leave_group() -> None:
         dist.destroy_process_group()
 
 
-def build_engine(model: GenLIP, spec: TrainSpec, world_size: int) -> Any:
+def build_engine(model: GenLIP | Baseline, spec: TrainSpec, world_size: int) -> Any:
     """Wrap a model for training: ZeRO, precision, accumulation and clipping as the recipe says.
 
     The loss that goes into `engine.backward` is averaged over ranks and micro-batches; see `loop.train_step`.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model import GenLIP, LoadedModel, ModelError, Tokenizer, load_model
+from model.baselines import Baseline
 from pipeline.errors import UserError
 from train.checkpoints import latest_checkpoint
 from train.recipe import RECIPE_FILE
@@ -17,7 +18,7 @@ INIT_FILE = "init_from.json"
 _FREE = ("drop_path_rate", "initializer_range", "ls_init_value")
 
 
-def load_initial_weights(model: GenLIP, tokenizer: Tokenizer, run_dir: Path, init_from: str) -> None:
+def load_initial_weights(model: GenLIP | Baseline, tokenizer: Tokenizer, run_dir: Path, init_from: str) -> None:
     """Replace the fresh weights of a model by those that the recipe names. Optimiser and stream begin anew.
 
     The folder that they came from is written into the run, so that a run killed before its first checkpoint begins
@@ -31,16 +32,17 @@ def load_initial_weights(model: GenLIP, tokenizer: Tokenizer, run_dir: Path, ini
             with the official code.
 
     Raises:
-        UserError: There are no weights, or they belong to another model or tokenizer (the differing keys are named).
+        UserError: There are no weights, or they belong to another objective, model or tokenizer (the
+            differing keys are named).
     """
     record = run_dir / INIT_FILE
     folder = _recorded(record, init_from) or _model_folder(Path(init_from))
     loaded = _load(folder)
-    if problems := [*_config_problems(model, loaded.model), *_tokenizer_problems(tokenizer, loaded.tokenizer)]:
+    if problems := [*_model_problems(model, loaded.model), *_tokenizer_problems(tokenizer, loaded.tokenizer)]:
         raise UserError(
             "these weights do not fit the run:\n" + "\n".join(f"  - {problem}" for problem in problems),
             where=f"train.init_from: {folder}",
-            next_step="set model and tokenizer as in the run that made them, or name other weights",
+            next_step="set objective, model and tokenizer as in the run that made them, or name other weights",
         )
     model.load_state_dict(loaded.model.state_dict())
     _write(record, {"init_from": init_from, "folder": str(folder), "tokenizer": tokenizer.fingerprint})
@@ -70,7 +72,9 @@ def _load(folder: Path) -> LoadedModel:
         ) from error
 
 
-def _config_problems(ours: GenLIP, theirs: GenLIP) -> list[str]:
+def _model_problems(ours: GenLIP | Baseline, theirs: GenLIP | Baseline) -> list[str]:
+    if ours.objective != theirs.objective:
+        return [f"objective is {theirs.objective} there, {ours.objective} in this run"]
     mine, other = ours.config.to_dict(), theirs.config.to_dict()
     return [
         f"{key} is {other.get(key)} there, {mine.get(key)} in this run"

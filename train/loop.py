@@ -14,6 +14,7 @@ import torch.distributed as dist
 from train.checkpoints import Checkpoints, TrainState
 from train.data.loader import Loader, StepBatch
 from train.engine import Ranks
+from train.evaluation.during import HeldoutEvaluation
 from train.faults import HangWatch, SpikeGuard, StopRequest, check_refusals, record_refusal
 from train.meter import Meter, PhaseTimer
 from train.metrics import StepMetrics
@@ -32,7 +33,7 @@ class StepResult:
     """What came of a step; the same on all ranks."""
 
     loss: float
-    """Nats per labelled token of the global batch."""
+    """Of the global batch, per labelled token or per sample, as the objective counts it."""
     grad_norm: float
     """Before clipping; infinite or NaN where the loss or a gradient is not finite."""
     is_applied: bool
@@ -53,9 +54,9 @@ def train_step(
 ) -> StepResult:
     """One optimiser step on one global batch.
 
-    The loss is the sum of the token losses of the global batch over its number of labelled tokens, whatever the
-    number of ranks and micro-batches. DropPath draws from (seed, lane), so it is the same too on any number of ranks,
-    and nothing random is state.
+    The loss is the sum of the losses of the global batch over its number of labelled tokens or, where the objective
+    counts so, of samples, whatever the number of ranks and micro-batches. DropPath draws from (seed, lane), so it is
+    the same too on any number of ranks, and nothing random is state.
 
     A step is refused where the loss is not finite or above `max_loss`, or the gradient norm is not finite. The first
     two become the third: the last micro-batch's loss is scaled by NaN, on the device, and the engine discards the
@@ -74,8 +75,9 @@ def train_step(
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     # DeepSpeed averages over ranks and micro-batches; this turns its average back into the sum.
-    scale = torch.full((), ranks.world_size * batch.num_micro_batches / batch.num_labels, device=ranks.device)
-    sums_2 = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # of the token losses, and of requests to stop
+    divisor = batch.num_labels if engine.module.loss_per == "label" else batch.num_samples
+    scale = torch.full((), ranks.world_size * batch.num_micro_batches / divisor, device=ranks.device)
+    sums_2 = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # of the losses, and of requests to stop
     sums_2[1] += stop
     timer = meter.timer if meter else PhaseTimer(ranks.device)
     micro_batches = iter(batch.micro_batches)
@@ -85,11 +87,11 @@ def train_step(
         with timer("forward"):
             output = engine(rows)
             sums_2[0] += output.loss_sum.detach()
-            if meter:
+            if meter and output.token_losses_L is not None:
                 meter.losses.add(rows, output.token_losses_L, batch.sources[number])
             if number == batch.num_micro_batches - 1:
                 dist.all_reduce(sums_2)
-                is_good = sums_2[0].isfinite() & (sums_2[0] <= max_loss * batch.num_labels)
+                is_good = sums_2[0].isfinite() & (sums_2[0] <= max_loss * divisor)
                 scale = torch.where(is_good, scale, math.nan)
         with timer("backward"):
             engine.backward(output.loss_sum * scale)
@@ -98,7 +100,7 @@ def train_step(
             engine.step()
     loss_sum, num_stops = sums_2.tolist()
     norm = float(engine.get_global_grad_norm())
-    return StepResult(loss_sum / batch.num_labels, norm, engine.was_step_applied(), num_stops > 0)
+    return StepResult(loss_sum / divisor, norm, engine.was_step_applied(), num_stops > 0)
 
 
 class Trainer:
@@ -114,6 +116,7 @@ class Trainer:
         run_dir: Path,
         seed: int,
         on_log: OnLog,
+        evaluation: HeldoutEvaluation | None = None,
     ) -> None:
         """Args:
         engine: From `build_engine`.
@@ -124,9 +127,11 @@ class Trainer:
         run_dir: Where faults are written down.
         seed: Of DropPath.
         on_log: Called with each logged step, on every rank.
+        evaluation: Measures on the way, where the recipe says so.
         """
         self._engine, self._loader, self._checkpoints, self._spec = engine, loader, checkpoints, spec
         self._ranks, self._run_dir, self._seed, self._on_log = ranks, run_dir, seed, on_log
+        self._evaluation = evaluation
 
     def fit(self, state: TrainState) -> TrainState:
         """Train until `length` samples are seen, or until a rank is asked to stop; either way a checkpoint is there.
@@ -161,6 +166,10 @@ class Trainer:
                 if is_last or (state.step % spec.log_every == 0 and result.is_applied):
                     self._on_log(meter.read(state.step, result.loss, result.grad_norm, lr))
                 watch.progress()
+                if self._evaluation and self._evaluation.is_due(before, state):
+                    with meter.timer("evaluation"):
+                        self._evaluation(self._engine, state)
+                    watch.progress()
                 if is_last or _passed(spec.checkpoint.every, before, state):
                     meter.add_stall(self._checkpoints.save(self._engine, state))
                     watch.progress()
@@ -190,6 +199,7 @@ class Trainer:
         return TrainState(
             step=state.step + 1,
             samples_seen=state.samples_seen + batch.num_samples,
+            flops=state.flops + batch.flops,
             stream=self._loader.state_dict(),
             refused_steps=refused_steps,
             recent_losses=guard.recent,

@@ -21,9 +21,8 @@ _ROW_BYTES_PER_TOKEN = 8 + 8 + 3 * 8 + 8 + 1
 _INDEX_BYTES = 8
 _BYTES_PER_LOGIT = 12
 """Log-softmax, its gradient and the loss's, all in float32."""
-_REDUCE_BUCKET = 500_000_000
 _MAX_LIVE_PARAMETERS = 1_000_000_000
-"""Both are DeepSpeed's defaults: gradients that it reduces at a time, weights that stage 3 keeps gathered."""
+"""DeepSpeed's default: weights that stage 3 keeps gathered, those that it fetches ahead included."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +145,13 @@ def _state_bytes(num_parameters: int, spec: TrainSpec, world_size: int) -> dict[
     """Weights, gradients, AdamW's state and buffers, after section 3 of the ZeRO paper and as DeepSpeed does it.
 
     AdamW has two moments and, but for stage 0, a master copy of the weights, all in fp32: 12 bytes a parameter.
-    Gradients are summed in fp32; in stage 1 on bf16 weights besides those of the backward pass.
+    Gradients are summed in fp32; in stage 1 on bf16 weights besides those of the backward pass. What is reduced at a
+    time is copied into a bucket: in stage 3 one in fp32, else two, as wide as the weights, that take turns; stage 1 on
+    bf16 weights has none.
     """
     stage, size = spec.zero.stage, value_bytes(spec)
     own = -(-num_parameters // world_size)
     zero: dict[str, Any] = deepspeed_config(spec, world_size, on_gpu=True)["zero_optimization"]
-    bucket = FP32_BYTES * int(zero.get("reduce_bucket_size", _REDUCE_BUCKET))
     on_host = spec.zero.offload != "none"
     parameters = num_parameters * size
     if stage == 3:
@@ -164,12 +164,13 @@ def _state_bytes(num_parameters: int, spec: TrainSpec, world_size: int) -> dict[
     else:
         gradients = num_parameters * (FP32_BYTES + size)
     optimizer = num_parameters * 2 * FP32_BYTES if stage == 0 else own * 3 * FP32_BYTES
-    has_buckets = stage >= 2 or (stage == 1 and (size == FP32_BYTES or on_host))
+    has_two_buckets = stage == 2 or (stage == 1 and (size == FP32_BYTES or on_host))
+    bytes_in_buckets = FP32_BYTES if stage == 3 else 2 * size if has_two_buckets else 0
     return {
         "parameters": parameters,
         "gradients": gradients,
         "optimizer": 0 if on_host else optimizer,
-        "buckets": (2 if zero["overlap_comm"] else 1) * bucket if has_buckets else 0,
+        "buckets": int(zero["reduce_bucket_size"]) * bytes_in_buckets,
     }
 
 

@@ -166,7 +166,7 @@ class Meter:
     def _time_shares(self, elapsed_s: float) -> dict[str, float]:
         phases = self.timer.read()
         seconds = {"data": self._loader.wait_s - self._wait_before_s}
-        seconds |= {name: phases.get(name, 0.0) for name in ("forward", "backward", "optimiser")}
+        seconds |= {name: phases.get(name, 0.0) for name in ("forward", "backward", "optimiser", "evaluation")}
         seconds["checkpoint"] = self._stall_s
         # On a GPU the parts may overlap: it can work while the host waits for data.
         seconds["rest"] = max(0.0, elapsed_s - sum(seconds.values()))

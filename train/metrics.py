@@ -1,4 +1,5 @@
-"""The training log: one JSON object per logged step in RUN/metrics.jsonl, and the line a person reads."""
+"""The training log: a JSON object per logged step in RUN/metrics.jsonl, one per evaluation in RUN/eval.jsonl, and the
+lines that a person reads."""
 
 import json
 import os
@@ -7,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from train.jsonl import append_line
+from train.jsonl import append_line, read_lines
 
 METRICS = "metrics.jsonl"
+EVALUATIONS = "eval.jsonl"
 
 
 @dataclass(frozen=True)
@@ -21,20 +23,22 @@ class StepMetrics:
     passes: dict[str, float]
     """How often each source has been read."""
     loss: float
-    """Nats per labelled token of the global batch."""
+    """Of the global batch, in the unit of the objective: `train.network.LOSS_UNITS`."""
     source_losses: dict[str, float]
-    """The same for the samples of each source since the line before; empty with one source."""
+    """The same for the samples of each source since the line before; empty with one source, and where the loss is not
+    a sum over tokens."""
     grad_norm: float
     """Before clipping."""
     lr: float
     samples_per_s: float
     tokens_per_s: float
     flops_per_s: float
-    """Model FLOPs of all processes, by the formula of `model.flops_per_sample`."""
+    """Model FLOPs of all processes, by the formula of the objective."""
     mfu: float | None
     """Those over what the devices can do; None where that is not known."""
     time_shares: dict[str, float]
-    """Of the first process: `data` (waiting for it), `forward`, `backward`, `optimiser`, `checkpoint`, `rest`."""
+    """Of the first process: `data` (waiting for it), `forward`, `backward`, `optimiser`, `checkpoint`,
+    `evaluation`, `rest`."""
     checkpoint_stall_s: float
     """Seconds that the loop stood still for checkpoints."""
     num_bad_samples: int
@@ -51,8 +55,26 @@ class StepMetrics:
     """Remaining samples over the rate since the run began or was resumed."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on held-out images on the way."""
+
+    step: int
+    samples: int
+    unix_s: float
+    """Time of day, in seconds since 1970."""
+    flops: int
+    """Spent on training so far, by the formula of the objective."""
+    metrics: dict[str, float]
+    """By the names that `genlip eval` uses: TASK/METRIC."""
+
+
 def log_metrics(run_dir: Path, metrics: StepMetrics) -> None:
     append_line(run_dir / METRICS, asdict(metrics))
+
+
+def log_evaluation(run_dir: Path, evaluation: Evaluation) -> None:
+    append_line(run_dir / EVALUATIONS, asdict(evaluation))
 
 
 def iter_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
@@ -67,6 +89,11 @@ def iter_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
         yield from _parsed(stream)
 
 
+def read_evaluations(run_dir: Path) -> list[Evaluation]:
+    """All evaluations of a run, in order; those whose line a kill cut short are left out."""
+    return [Evaluation(**entry) for entry in read_lines(run_dir / EVALUATIONS)]
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All logged steps, in order."""
     return list(iter_metrics(run_dir))
@@ -75,8 +102,8 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 class LogTail:
     """The lines that a growing log gains, each handed out once, without reading the whole log again."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / METRICS
+    def __init__(self, run_dir: Path, name: str = METRICS) -> None:
+        self._path = run_dir / name
         self._file, self._offset, self._step = 0, 0, 0
 
     def read(self) -> list[dict[str, Any]]:
@@ -98,12 +125,15 @@ class LogTail:
 
 def forget_after(run_dir: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run takes again."""
-    temporary = run_dir / f".{METRICS}.tmp"
-    with temporary.open("w", encoding="utf-8") as stream:
-        for entry in iter_metrics(run_dir):
-            if entry["step"] <= step:
-                stream.write(json.dumps(entry) + "\n")
-    temporary.replace(run_dir / METRICS)
+    for path in (run_dir / METRICS, run_dir / EVALUATIONS):
+        if not path.exists():
+            continue
+        temporary = path.with_name(f".{path.name}.tmp")
+        with path.open(encoding="utf-8") as lines, temporary.open("w", encoding="utf-8") as stream:
+            for entry in _parsed(lines):
+                if entry["step"] <= step:
+                    stream.write(json.dumps(entry) + "\n")
+        temporary.replace(path)
 
 
 def render(metrics: StepMetrics, length: int) -> str:
@@ -122,6 +152,12 @@ def render(metrics: StepMetrics, length: int) -> str:
         f" · data-wait {metrics.time_shares['data']:.1%}{stall}{bad}"
         f" · mem {metrics.memory_gib:.2f} GiB · eta {_short_duration(metrics.eta_s)}"
     )
+
+
+def render_evaluation(evaluation: Evaluation) -> str:
+    """The line of the log."""
+    numbers = " · ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
+    return f"step {evaluation.step:,} · samples {evaluation.samples:,} · held-out: {numbers}"
 
 
 def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from model import count_parameters
 from train.data.loader import stream_state
 from train.data.order import shuffle_quality
 from train.data.stream import Position, Stream
+from train.evaluation.during import open_heldout
 from train.mfu import device_name, mfu_lines
 from train.optimizer import decay_lines
 from train.plan_cost import StepCost, cost_lines
@@ -54,16 +54,15 @@ def plan_lines(setup: RunSetup, world_size: int, run_dir: Path | None = None) ->
         run_dir: Whose metrics say how fast the devices are, if it has any.
 
     Raises:
-        UserError: The lanes cannot be dealt to that many processes.
+        UserError: The lanes cannot be dealt to that many processes, or what is to be measured does not exist.
     """
-    spec, config = setup.job.train, setup.config
-    check_world_size(spec.lanes, spec.micro_rows, world_size)
+    spec, network = setup.job.train, setup.network
+    check_world_size(spec.lanes, spec.micro_rows, world_size, network.skeleton().needs_whole_batch)
     means = measure(setup.stream)
     samples_per_step = means.num_samples / means.num_rows * spec.lanes
     accumulation = spec.lanes // (world_size * spec.micro_rows)
     return [
-        f"model      {setup.job.model.preset}: {config.num_hidden_layers} layers × {config.hidden_size} wide,"
-        f" {count_parameters(config):,} parameters with a vocabulary of {config.vocab_size:,}",
+        _model_line(setup),
         *_source_lines(setup),
         f"sample     {means.patches:.1f} image + {means.tokens - means.patches:.1f} text tokens = {means.tokens:.1f}"
         f" tokens (mean of the first {means.num_samples:,})",
@@ -76,13 +75,34 @@ def plan_lines(setup: RunSetup, world_size: int, run_dir: Path | None = None) ->
         f" × {accumulation} accumulated; ZeRO stage {spec.zero.stage}, {spec.precision}",
         *_schedule_lines(spec, samples_per_step),
         f"compute    {spec.length:,} samples × {means.flops / 1e9:.2f} GFLOP"
-        f" = {spec.length * means.flops:.3g} FLOP (forward + backward, labelled-only head)",
+        f" = {spec.length * means.flops:.3g} FLOP (forward + backward, {network.name})",
         *mfu_lines(means.flops, world_size, device_name(), spec.precision, spec.log.peak_tflops),
         f"checkpoint every {spec.checkpoint.every:,} samples"
         f" ≈ {spec.checkpoint.every / samples_per_step:,.0f} steps, the last {spec.checkpoint.keep_last} kept",
+        *_evaluation_lines(setup),
         *_state_lines(setup),
-        *decay_lines(config, spec.optim),
-        *cost_lines(config, spec, _step_cost(setup, means), world_size, run_dir),
+        *decay_lines(network, spec.optim),
+        *cost_lines(network, spec, _step_cost(setup, means), world_size, run_dir),
+    ]
+
+
+def _model_line(setup: RunSetup) -> str:
+    config, network = setup.config, setup.network
+    return (
+        f"model      {setup.job.model.preset}: {config.num_hidden_layers} layers × {config.hidden_size} wide;"
+        f" {network.name}: {network.num_parameters:,} parameters with a vocabulary of {config.vocab_size:,}"
+    )
+
+
+def _evaluation_lines(setup: RunSetup) -> list[str]:
+    """What is measured on the way, where anything is."""
+    spec = setup.job.eval
+    if not spec.every:
+        return []
+    num_images = min(spec.every_images, open_heldout(setup.job).num_samples)
+    return [
+        f"evaluation every {spec.every:,} samples, {setup.job.train.length // spec.every:,} times, on {num_images:,}"
+        " held-out images"
     ]
 
 

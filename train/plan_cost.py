@@ -7,10 +7,10 @@ from statistics import median
 
 import torch
 
-from model import GenLIPConfig, count_parameters
 from train.memory import FP32_BYTES, DeviceMemory, MicroBatch, predict_memory, value_bytes
 from train.metrics import iter_metrics
 from train.mfu import device_name, peak_flops_per_s
+from train.network import Network
 from train.recipe import TrainSpec
 from train.scaling import NETWORK_GBIT_PER_S, REACHED, efficiency, link_bytes_per_s, step_traffic
 
@@ -47,12 +47,12 @@ class Speed:
 
 
 def cost_lines(
-    config: GenLIPConfig, spec: TrainSpec, step: StepCost, world_size: int, run_dir: Path | None = None
+    network: Network, spec: TrainSpec, step: StepCost, world_size: int, run_dir: Path | None = None
 ) -> list[str]:
     """Memory, traffic, scaling and device-hours.
 
     Args:
-        config: Of the model.
+        network: That is trained.
         spec: Of the run.
         step: Mean over the plan.
         world_size: Processes that are planned for.
@@ -60,9 +60,9 @@ def cost_lines(
     """
     speed = _speed(spec, run_dir)
     return [
-        *memory_lines(config, spec, step, world_size),
-        *_traffic_lines(config, spec, world_size),
-        *_scaling_lines(config, spec, step, speed),
+        *memory_lines(network, spec, step, world_size),
+        *_traffic_lines(network, spec, world_size),
+        *_scaling_lines(network, spec, step, speed),
         _hours_line(spec, step, speed, world_size),
     ]
 
@@ -74,20 +74,22 @@ def device_memory_gib(spec: TrainSpec) -> float:
     return spec.devices.memory_gib
 
 
-def memory_lines(config: GenLIPConfig, spec: TrainSpec, step: StepCost, world_size: int) -> list[str]:
+def memory_lines(network: Network, spec: TrainSpec, step: StepCost, world_size: int) -> list[str]:
     """What a device must hold, and what to change where it is too much."""
-    memory = _memory(config, spec, step, world_size)
+    memory = _memory(network, spec, step, world_size)
     parts = " + ".join(f"{name} {_gib(size)}" for name, size in vars(memory).items() if size)
     lines = [
         f"memory     {parts} = {_gib(memory.total)} GiB a device (ZeRO stage {spec.zero.stage}, offload"
         f" {spec.zero.offload}, gradient checkpointing {spec.gradient_checkpointing}, {spec.precision}), and some 10 %"
         " of the allocator's own"
     ]
+    if network.name != "genlip":
+        lines.append("           activations are the backbone's; text tower or decoder, and similarities, come on top")
     available = device_memory_gib(spec) * 2**30
     if available and 1.1 * memory.total <= available:
         lines.append(f"           1.1 × {_gib(memory.total)} of {_gib(available)} GiB: fits")
     elif available:
-        ways = "; ".join(_ways_to_save(config, spec, step, world_size, memory)) or "a smaller model or more devices"
+        ways = "; ".join(_ways_to_save(network, spec, step, world_size, memory)) or "a smaller model or more devices"
         lines.append(
             f"           1.1 × {_gib(memory.total)} of {_gib(available)} GiB: DOES NOT FIT, the dry run will refuse it;"
             f" try {ways}"
@@ -95,14 +97,20 @@ def memory_lines(config: GenLIPConfig, spec: TrainSpec, step: StepCost, world_si
     return lines
 
 
-def _memory(config: GenLIPConfig, spec: TrainSpec, step: StepCost, world_size: int) -> DeviceMemory:
+def _memory(network: Network, spec: TrainSpec, step: StepCost, world_size: int) -> DeviceMemory:
     share = spec.micro_rows / spec.lanes
-    batch = MicroBatch(spec.micro_rows * spec.row_tokens, round(step.image_tokens * share), round(step.labels * share))
-    return predict_memory(config, count_parameters(config), spec, batch, world_size)
+    num_tokens, num_image_tokens = spec.micro_rows * spec.row_tokens, round(step.image_tokens * share)
+    num_labels = round(step.labels * share)
+    if network.name != "genlip":  # its backbone sees images alone, of which MAE hides a part
+        is_seen = 1 - network.objective.mask_ratio if network.name == "mae" else 1
+        num_tokens = round(num_image_tokens * is_seen)
+        num_labels = num_labels if network.name == "cappa" else 0
+    batch = MicroBatch(num_tokens, num_image_tokens, num_labels)
+    return predict_memory(network.config, network.num_parameters, spec, batch, world_size)
 
 
 def _ways_to_save(
-    config: GenLIPConfig, spec: TrainSpec, step: StepCost, world_size: int, memory: DeviceMemory
+    network: Network, spec: TrainSpec, step: StepCost, world_size: int, memory: DeviceMemory
 ) -> Iterator[str]:
     """Settings that need less, one change at a time."""
     zero = spec.zero
@@ -114,15 +122,15 @@ def _ways_to_save(
         ("train.zero.offload=optimizer", {"zero": zero.model_copy(update={"offload": "optimizer"})}),
     ]
     for text, update in changes:
-        other = _memory(config, spec.model_copy(update=update), step, world_size)
+        other = _memory(network, spec.model_copy(update=update), step, world_size)
         if other.total < memory.total:
             yield f"{text} ({_gib(other.total)} GiB)"
 
 
-def _traffic_lines(config: GenLIPConfig, spec: TrainSpec, world_size: int) -> list[str]:
+def _traffic_lines(network: Network, spec: TrainSpec, world_size: int) -> list[str]:
     if world_size == 1:
         return []
-    traffic = step_traffic(count_parameters(config), spec, world_size)
+    traffic = step_traffic(network.num_parameters, spec, world_size)
     accumulation = spec.lanes // (world_size * spec.micro_rows)
     gradients, weights = f"{FP32_BYTES} B", f"{value_bytes(spec)} B"
     formula, when = {
@@ -132,12 +140,12 @@ def _traffic_lines(config: GenLIPConfig, spec: TrainSpec, world_size: int) -> li
         3: (f"{accumulation} × ({gradients} + 2 × {weights})", "beside the computing"),
     }[spec.zero.stage]
     return [
-        f"traffic    {world_size - 1}/{world_size} × ({formula}) × {count_parameters(config):,} parameters"
+        f"traffic    {world_size - 1}/{world_size} × ({formula}) × {network.num_parameters:,} parameters"
         f" = {traffic.total / 1e9:.2f} GB sent by each process in a step, {when} (ZeRO stage {spec.zero.stage})"
     ]
 
 
-def _scaling_lines(config: GenLIPConfig, spec: TrainSpec, step: StepCost, speed: Speed) -> list[str]:
+def _scaling_lines(network: Network, spec: TrainSpec, step: StepCost, speed: Speed) -> list[str]:
     """Predicted efficiency on more and more devices, with the same global batch."""
     sizes = [size for size in _WORLD_SIZES if spec.lanes % (size * spec.micro_rows) == 0]
     if not sizes:
@@ -148,16 +156,16 @@ def _scaling_lines(config: GenLIPConfig, spec: TrainSpec, step: StepCost, speed:
         f"scaling    computing {step.flops:.3g} FLOP ÷ devices ÷ ({speed.whence}); the network at {REACHED:.0%} of its"
         " speed; efficiency = computing ÷ (computing + traffic that it does not hide)"
     ]
-    for name, network in networks.items():
-        shares = [f"{size}: {_efficiency(config, spec, step, speed, size, network):.0%}" for size in sizes]
+    for name, gbit_per_s in networks.items():
+        shares = [f"{size}: {_efficiency(network, spec, step, speed, size, gbit_per_s):.0%}" for size in sizes]
         lines.append(f"           {name} between nodes of 8, devices: {', '.join(shares)}")
     return lines
 
 
 def _efficiency(
-    config: GenLIPConfig, spec: TrainSpec, step: StepCost, speed: Speed, world_size: int, network_gbit_per_s: float
+    network: Network, spec: TrainSpec, step: StepCost, speed: Speed, world_size: int, network_gbit_per_s: float
 ) -> float:
-    traffic = step_traffic(count_parameters(config), spec, world_size)
+    traffic = step_traffic(network.num_parameters, spec, world_size)
     compute_s = step.flops / world_size / speed.flops_per_s
     return efficiency(traffic, compute_s, link_bytes_per_s(world_size, network_gbit_per_s))
 

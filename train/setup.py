@@ -13,6 +13,7 @@ from train.data.encode import build_processor
 from train.data.mixture import Mixture
 from train.data.sources import Source, make_mixture, open_sources, phases
 from train.data.stream import Position, Stream
+from train.network import Network
 from train.recipe import TOKENIZER_FOLDER, TrainJob
 
 
@@ -29,6 +30,10 @@ class RunSetup:
     stream: Stream
     fingerprint: str
     """Of all that the order, the rows and their content follow from, but the seed and the lanes."""
+
+    @property
+    def network(self) -> Network:
+        return Network(self.config, self.job.objective)
 
 
 def set_up(run_dir: Path, job: TrainJob | None = None) -> RunSetup:
@@ -51,7 +56,8 @@ def set_up(run_dir: Path, job: TrainJob | None = None) -> RunSetup:
     processor = build_processor(job.model, config.patch_size)
     captions = CaptionChoice(spec.captions, job.seed)
     sources = open_sources(job, tokenizer, captions.names, run_dir)
-    cost = CostModel(sources, captions, config, processor, tokenizer, spec.max_caption_tokens, spec.row_tokens)
+    network = Network(config, job.objective)
+    cost = CostModel(sources, captions, network, processor, tokenizer, spec.max_caption_tokens, spec.row_tokens)
     mixture = make_mixture(sources, spec, job.seed)
     stream = Stream(mixture, cost, spec.row_tokens, spec.lanes)
     stream.step(Position())
@@ -73,16 +79,33 @@ def _fingerprint(job: TrainJob, sources: list[Source], mixture: Mixture, tokeniz
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_world_size(lanes: int, micro_rows: int, world_size: int) -> None:
-    """Refuse a number of processes that does not divide the lanes.
+def check_world_size(lanes: int, micro_rows: int, world_size: int, whole_batch: bool = False) -> None:
+    """Refuse a number of processes that the lanes cannot be dealt to.
+
+    Args:
+        lanes: Of the global batch.
+        micro_rows: Of one forward pass of one process.
+        world_size: Processes.
+        whole_batch: Whether the loss compares all samples of the global batch, which one forward pass must hold then.
 
     Raises:
-        UserError: With the numbers that do.
+        UserError: With the numbers that fit.
     """
+    if whole_batch and lanes != world_size * micro_rows:
+        fitting = f"--set train.micro_rows={lanes // world_size}"
+        if lanes % world_size:
+            sizes = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
+            fitting = f"use one of these numbers of processes: {sizes}; with train.micro_rows={lanes} ÷ processes"
+        raise UserError(
+            f"{world_size} processes × {micro_rows} rows do not hold all {lanes} lanes in one forward pass",
+            where="train.lanes, train.micro_rows, run.workers",
+            why="a contrastive objective compares every sample of the global batch with every other",
+            next_step=fitting,
+        )
     if lanes % (world_size * micro_rows):
-        fitting = [size for size in range(1, lanes + 1) if lanes % (size * micro_rows) == 0]
+        fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % (size * micro_rows) == 0)
         raise UserError(
             f"{lanes} lanes cannot be dealt to {world_size} processes in micro-batches of {micro_rows} rows",
             where="train.lanes, train.micro_rows, run.workers",
-            next_step=f"use one of these numbers of processes: {', '.join(map(str, fitting))}",
+            next_step=f"use one of these numbers of processes: {fitting}",
         )

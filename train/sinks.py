@@ -1,8 +1,8 @@
-"""Where the metrics of a run go: RUN/metrics.jsonl always, TensorBoard and Weights & Biases by option."""
+"""Where a run's numbers go: RUN/metrics.jsonl and eval.jsonl always, TensorBoard and Weights & Biases by option."""
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pipeline.errors import EXIT_ENVIRONMENT, UserError
 from train.engine import Ranks
-from train.metrics import StepMetrics, forget_after, log_metrics
+from train.metrics import Evaluation, StepMetrics, forget_after, log_evaluation, log_metrics
 from train.recipe import RECIPE_FILE, LogSpec
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -18,9 +18,9 @@ WANDB_ID_FILE = "wandb-id.txt"
 
 
 class Sink(Protocol):
-    """One more place for the numbers of a step."""
+    """One more place for the numbers of a run."""
 
-    def log(self, metrics: StepMetrics) -> None: ...
+    def log(self, samples: int, unix_s: float, numbers: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -57,7 +57,15 @@ class Sinks:
         if self._is_first:
             log_metrics(self._run_dir, metrics)
         for sink in self._sinks:
-            sink.log(metrics)
+            sink.log(metrics.samples, metrics.unix_s, scalars(metrics))
+
+    def log_evaluation(self, evaluation: Evaluation) -> None:
+        """Write down what was measured on held-out images."""
+        if self._is_first:
+            log_evaluation(self._run_dir, evaluation)
+        numbers = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
+        for sink in self._sinks:
+            sink.log(evaluation.samples, evaluation.unix_s, numbers)
 
     def close(self) -> None:
         """Write what is still buffered."""
@@ -97,9 +105,9 @@ class _TensorBoard:
             str(run_dir / TENSORBOARD_FOLDER), purge_step=samples + 1, filename_suffix=f".{samples}"
         )
 
-    def log(self, metrics: StepMetrics) -> None:
-        for name, value in scalars(metrics).items():
-            self._writer.add_scalar(name, value, metrics.samples, walltime=metrics.unix_s)
+    def log(self, samples: int, unix_s: float, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, samples, walltime=unix_s)
 
     def close(self) -> None:
         self._writer.close()
@@ -130,8 +138,8 @@ class _Wandb:
         # The axis is samples seen, not the count of calls: lines that a resumed run logs again fall on their places.
         self._run.define_metric("*", step_metric="train/samples")
 
-    def log(self, metrics: StepMetrics) -> None:
-        self._run.log({"train/samples": metrics.samples} | scalars(metrics))
+    def log(self, samples: int, unix_s: float, numbers: Mapping[str, float]) -> None:
+        self._run.log({"train/samples": samples, **numbers})
 
     def close(self) -> None:
         self._run.finish()

@@ -88,7 +88,7 @@ def overfit(run_dir: Path, job: TrainJob, num_steps: int) -> list[float]:
         num_steps: Updates.
 
     Returns:
-        The loss before each of them.
+        The loss before each of them. What is drawn, such as MAE's masks, is the same in each too.
     """
     job = job.model_copy(update={"train": job.train.model_copy(update={"lanes": job.train.micro_rows})})
     setup = set_up(run_dir, job)
@@ -97,4 +97,4 @@ def overfit(run_dir: Path, job: TrainJob, num_steps: int) -> list[float]:
         with closing(iter(Loader(setup, Path(folder), ranks.rank, ranks.world_size))) as steps:
             batch = next(steps)
             batch = replace(batch, micro_batches=[copy.deepcopy(rows) for rows in batch.micro_batches])
-    return [train_step(engine, batch, job.train.optim.lr, ranks, seed=number).loss for number in range(num_steps)]
+    return [train_step(engine, batch, job.train.optim.lr, ranks, seed=0).loss for _ in range(num_steps)]

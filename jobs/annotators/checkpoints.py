@@ -134,12 +134,12 @@ def _packed_log_probs(model: "GenLIP", samples: Sequence["EncodedSample"]) -> ND
 def prior_log_probs(
     loaded: "LoadedModel", images: Sequence[bytes], captions: Sequence[Sequence[int]]
 ) -> NDArray[np.float64]:
-    """log P(caption tokens) in nats, [N]: the likelihood averaged over images, as in `train.evaluate`."""
+    """log P(caption tokens) in nats, [N]: the likelihood averaged over images, as in `train.evaluation.scorers`."""
     from model import load_rgb, score_captions
     from train.evaluation.ranking import log_mean_exp
 
     patches = [loaded.processor.patches(load_rgb(image)) for image in images]
-    scores = score_captions(loaded.model, patches, loaded.tokenizer.prompt_ids, captions)
+    scores = score_captions(loaded.genlip, patches, loaded.tokenizer.prompt_ids, captions)
     return log_mean_exp(scores.numpy().astype(np.float64), axis=0)
 
 
@@ -164,7 +164,9 @@ def _load(folder: Path, fingerprint: str) -> "LoadedModel":
     from model import ModelError, load_model
 
     try:
-        return load_model(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        loaded = load_model(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        _ = loaded.genlip  # the annotators score and write captions with it
     except ModelError as error:
         next_step = "name a folder that genlip train or save_model wrote"
         raise UserError("the model does not load", where=str(folder), why=str(error), next_step=next_step) from error
+    return loaded

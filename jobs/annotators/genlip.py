@@ -47,7 +47,7 @@ class _OurModel(Annotator):
         """(log P(T | I) - log P(T)) / |T| and log P(T | I) / |T| of each pair, in nats per token, [N] each."""
         captions = [pair.caption_ids for pair in pairs]
         num_tokens_N = np.array([len(ids) for ids in captions])
-        log_probs_N = pair_log_probs(loaded.model, pairs)
+        log_probs_N = pair_log_probs(loaded.genlip, pairs)
         images = read_prior_images(self.checkpoint, self.prior_images)
         gain_N = log_probs_N - prior_log_probs(loaded, images, captions)
         return (gain_N / num_tokens_N).astype(np.float32), (log_probs_N / num_tokens_N).astype(np.float32)
@@ -100,7 +100,7 @@ class GenLIPCaption(_OurModel):
         loaded = load_checkpoint(self.checkpoint)
         images = [_patches(loaded, body) for body in batch.image_bytes]
         decoding = Decoding(num_beams=self.beams)
-        captions = generate(loaded.model, images, loaded.tokenizer, self.max_new_tokens, decoding=decoding)
+        captions = generate(loaded.genlip, images, loaded.tokenizer, self.max_new_tokens, decoding=decoding)
         pairs = [_pair(loaded, image, caption) for image, caption in zip(images, captions, strict=True)]
         gain_N, _ = self.gain_and_likelihood(loaded, pairs)
         return {self.column: captions, f"{self.column}_gain": gain_N}

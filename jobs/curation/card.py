@@ -99,10 +99,11 @@ def _columns(summary: Summary) -> str:
 
 def _made(summary: Summary) -> str:
     record = summary.selection
+    guard = "" if record.get("holdout_near_bits") is None else f" guarded within {record['holdout_near_bits']} bits,"
     recipe = yaml.safe_dump({"curate": {"select": record["spec"]}}, sort_keys=False, allow_unicode=True)
     return (
         f"## How it was made\n\nBy `genlip curate` with seed {record['seed']}, held-out share {record['holdout']},"
-        f" from units `{record['units_fingerprint']}`.\n\n```yaml\n{recipe}```"
+        f"{guard} from units `{record['units_fingerprint']}`.\n\n```yaml\n{recipe}```"
     )
 
 

@@ -16,7 +16,7 @@ def share(part: float, whole: float) -> str:
 
 def compact(value: float) -> str:
     """1234567 → 1.23M, for axes."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
+    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
     return f"{value:.4g}"

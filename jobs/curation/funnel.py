@@ -14,6 +14,7 @@ _MEANING = {
     "over_cap": "only mentions frequent entries, beyond the cap",
     "over_share": "beyond its source's share of the mix",
     "over_limit": "beyond the wanted number of samples",
+    "near_heldout": "nearly the same picture as a held-out one",
 }
 
 

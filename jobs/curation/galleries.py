@@ -8,7 +8,7 @@ from typing import Any
 from jobs.curation.funnel import Step, steps
 from jobs.curation.thumbnails import MAX_PICTURES, evaluation_picture, sample_picture
 from pipeline.curate.samples import MAX_SAMPLES, Sample
-from pipeline.curate.spec import EVALUATION_IMAGE
+from pipeline.curate.spec import EVALUATION_IMAGE, NEAR_HELDOUT
 from pipeline.curate.summary import DUPLICATES, KEPT, Summary
 from pipeline.store import Store
 
@@ -28,7 +28,7 @@ def rejects(store: Store, summary: Summary) -> str:
 
 
 def duplicates(store: Store, summary: Summary) -> str:
-    """Pairs side by side: the one left out, and the one that stayed."""
+    """Pairs side by side: the one left out, and the one that stayed or is held out."""
     if not summary.pairs:
         return ""
     boxes = []
@@ -37,7 +37,8 @@ def duplicates(store: Store, summary: Summary) -> str:
         bits = _distance(loser["phash"], winner["phash"])
         title = pair["kind"] if bits is None else f"{pair['kind']}, {bits} of 64 bits differ"
         left = _side(sample_picture(store, loser), "left out", loser["caption"])
-        right = _side(sample_picture(store, winner), "stayed", winner["caption"])
+        role = "held out" if pair["kind"] == NEAR_HELDOUT else "stayed"
+        right = _side(sample_picture(store, winner), role, winner["caption"])
         boxes.append(_pair(title, left, right))
     return f'<h2>Duplicates</h2><div class="pair-grid">{"".join(boxes)}</div>'
 

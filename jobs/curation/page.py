@@ -209,6 +209,8 @@ def _repeat(summary: Summary) -> str:
     folders = "\n".join(f"{column}: {folder}" for column, folder in sorted(record["folders"].items()))
     commands = f"genlip curate RECIPE --set shards.name={summary.name}\ngenlip inspect STORE"
     facts = f"seed {record['seed']}, held-out share {record['holdout']}, units {record['units_fingerprint']}"
+    if record.get("holdout_near_bits") is not None:
+        facts += f", no training within {record['holdout_near_bits']} bits of held-out images"
     return (
         f"<h2>How to repeat it</h2><pre>{escape(commands)}</pre><p class='note'>{escape(facts)}</p>"
         f"<pre>{escape(spec)}</pre>"

@@ -21,7 +21,7 @@ def sample_picture(store: Store, sample: Sample, is_hidden: bool = False) -> str
     """A stored sample's image as an <img>, or words where it cannot be read."""
     try:
         (members,) = read_members(store, sample["raw"], [(sample["offset"], sample["size"])])
-        source = _data_url(parse_sample(members).image)
+        source = data_url(parse_sample(members).image)
     except (OSError, ValueError, Image.DecompressionBombError):
         return _GONE
     return _element(source, f"stored image {sample['key']}", is_hidden)
@@ -30,7 +30,7 @@ def sample_picture(store: Store, sample: Sample, is_hidden: bool = False) -> str
 def evaluation_picture(set_url: str, name: str) -> str:
     """An image of an evaluation set likewise."""
     try:
-        source = _data_url(read_evaluation_image(set_url, name))
+        source = data_url(read_evaluation_image(set_url, name))
     except (OSError, ValueError, Image.DecompressionBombError):
         return _GONE
     return _element(source, f"evaluation image {name}", False)
@@ -46,7 +46,8 @@ def _element(source: str, text: str, is_hidden: bool) -> str:
     return f'<label class="veil"><input type="checkbox" aria-label="show {escape(text)}">{image}</label>'
 
 
-def _data_url(body: bytes) -> str:
+def data_url(body: bytes) -> str:
+    """An image file, made small, as the source of an <img>."""
     with Image.open(io.BytesIO(body)) as image:
         image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
         small = image.convert("RGB")

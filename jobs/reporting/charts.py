@@ -98,8 +98,9 @@ def line_chart(
     write: Format = compact,
     is_log: bool = False,
     from_zero: bool = False,
+    against: str = "samples seen",
 ) -> str:
-    """Curves over samples seen.
+    """Curves.
 
     Args:
         title: What is drawn, with its unit.
@@ -108,13 +109,14 @@ def line_chart(
         write: How a value is written at the axis.
         is_log: A logarithmic axis; values must be positive.
         from_zero: The axis begins at 0.
+        against: What the horizontal axis counts.
     """
     x = np.concatenate([line.x_P for line in lines])
     y = np.concatenate([values for line in lines for values in (line.y_P, *(line.band_P or ()))])
     low = 0.0 if from_zero else float(y.min())
     frame = _Frame((float(x.min()), float(x.max())), (low, float(y.max())), is_log, write)
     body = frame.axes() + frame.marks(marks) + "".join(_drawn(frame, line) for line in lines)
-    return _figure(title, body, [(line.name, line.kind) for line in lines if line.name])
+    return _figure(title, body, [(line.name, line.kind) for line in lines if line.name], against)
 
 
 def stacked_chart(title: str, x_P: Values, shares: Sequence[tuple[str, Values]], marks: Marks) -> str:
@@ -191,10 +193,10 @@ def _outline(frame: _Frame, x_P: Values, low_P: Values, high_P: Values) -> str:
     return f"{frame.points(x_P, high_P)} {frame.points(x_P[::-1], low_P[::-1])}"
 
 
-def _figure(title: str, body: str, legend: Sequence[tuple[str, str]]) -> str:
+def _figure(title: str, body: str, legend: Sequence[tuple[str, str]], against: str = "samples seen") -> str:
     entries = "".join(f'<span><i class="{kind}"></i>{escape(name)}</span>' for name, kind in legend)
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-        f' aria-label="{escape(title)} against samples seen">{body}</svg>'
+        f' aria-label="{escape(title)} against {against}">{body}</svg>'
         f"{f'<div class=legend>{entries}</div>' if legend else ''}</figure>"
     )

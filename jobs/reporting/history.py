@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.metrics import iter_metrics
+from train.metrics import iter_metrics, read_evaluations
 
 MAX_POINTS = 400
 """Of a curve: about one for each pixel of a chart."""
@@ -19,7 +19,14 @@ _SMOOTHED_SHARE = 0.03
 _CLOCK_DRIFT_S = 1.0
 """A life of a run begins at one moment, but the clocks that say so may drift between two lines."""
 
+HELDOUT_LOSS, NEIGHBOURS = "language/loss", "knn/top1"
+"""What `train.evaluation.during` measures."""
+
 Column = NDArray[np.float64]
+Points = tuple[Column, Column]
+"""Samples seen, and what was measured there."""
+Heldout = Mapping[str, Points]
+"""By metric."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,15 @@ def read_history(run_dir: Path) -> History:
     for column in columns.values():
         column.extend([np.nan] * (num_lines - len(column)))
     return History({name: np.array(column) for name, column in columns.items()})
+
+
+def read_heldout(run_dir: Path) -> Heldout:
+    """What was measured on held-out images during training; empty where nothing was."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for evaluation in read_evaluations(run_dir):
+        for name, value in evaluation.metrics.items():
+            found.setdefault(name, []).append((float(evaluation.samples), value))
+    return {name: (np.array(points)[:, 0], np.array(points)[:, 1]) for name, points in found.items()}
 
 
 def _numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

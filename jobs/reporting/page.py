@@ -6,23 +6,35 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jobs.captions import CAPTIONS_FILE
 from jobs.console import duration, say
-from jobs.evaluation import EVAL_FILE, eval_rows
+from jobs.evaluation import EVAL_FILE, eval_rows, number
 from jobs.recipe import Recipe
 from jobs.reporting.charts import BLUE, GREEN, GREY, ORANGE, RED, bars
-from jobs.reporting.history import History, read_history
+from jobs.reporting.history import HELDOUT_LOSS, Heldout, History, read_heldout, read_history
 from jobs.reporting.style import STYLE
 from jobs.reporting.training import training_section
 from jobs.runs import read_run
 from pipeline.curate.select import read_summary
 from pipeline.funnel import read_funnel
 from pipeline.store import Store
+from train.network import LOSS_UNITS
 
 REPORT_FILE = "report.html"
+EVAL_LOSS = "language/nats_per_token"
+"""Of `genlip eval`."""
+TILES = {
+    EVAL_LOSS: "held-out loss, nats per token",
+    "zero_shot/captions_top1": "zero-shot top-1, class captions",
+    "retrieval/image_to_text_r5": "image → text R@5",
+    "knn/top1": "nearest neighbours top-1",
+}
+"""Results that stand at the top."""
 STEPS_FILE = "steps.json"
 """Commands and their seconds, where something such as the demo has recorded them."""
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(run_dir: Path) -> int:
@@ -32,7 +44,7 @@ def write_report(run_dir: Path) -> int:
     sections = [
         _headline(run_dir, recipe, history),
         _funnel(recipe),
-        training_section(history, _heldout_loss(run_dir)),
+        training_section(history, _heldout(run_dir), LOSS_UNITS[recipe.objective.kind]),
         _evaluation(run_dir),
         _captions(run_dir),
         _repeat(run_dir, recipe),
@@ -41,7 +53,7 @@ def write_report(run_dir: Path) -> int:
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy"'
-        f' content="{_POLICY}"><title>{title}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>'
+        f' content="{POLICY}"><title>{title}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>'
         f"<body>{''.join(sections)}</body></html>\n"
     )
     path = run_dir / REPORT_FILE
@@ -55,18 +67,12 @@ def _headline(run_dir: Path, recipe: Recipe, history: History) -> str:
     if len(history):
         seen, length = history["samples"][-1], recipe.train.length
         tiles.append((f"of {length:,} samples seen ({seen / length:.1%})", f"{seen:,.0f}"))
-        tiles.append(("last loss, nats per token", f"{history['loss'][-1]:.3f}"))
+        tiles.append((f"last loss, {LOSS_UNITS[recipe.objective.kind]}", f"{history['loss'][-1]:.3f}"))
     result = _read_json(run_dir / EVAL_FILE)
-    if result:
-        tiles.append(("held-out loss, nats per token", f"{result['caption_loss']['nats_per_token']:.3f}"))
-        zero_shot, retrieval = result["zero_shot"], result["retrieval"]
-        if zero_shot:
-            top1 = zero_shot.get("captions_gain_top1", zero_shot["names_gain_top1"])
-            tiles.append(
-                (f"zero-shot top-1 of {zero_shot['num_classes']} (chance {zero_shot['chance']:.1%})", f"{top1:.1%}")
-            )
-        chance = retrieval["image_to_text_r5_chance"]
-        tiles.append((f"image → text R@5 (chance {chance:.1%})", f"{retrieval['image_to_text_r5']:.1%}"))
+    for name, title in TILES.items():
+        if result and (metric := result["metrics"].get(name)):
+            chance = "" if metric["chance"] is None else f" (chance {number(metric['chance'], metric['unit'])})"
+            tiles.append((title + chance, number(metric["value"], metric["unit"])))
     boxes = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in tiles)
     return f'<h1>{escape(recipe.name)}</h1><p class="note">{escape(str(run_dir))}</p><div class="tiles">{boxes}</div>'
 
@@ -98,10 +104,14 @@ def _selection(recipe: Recipe) -> str:
     )
 
 
-def _heldout_loss(run_dir: Path) -> tuple[float, float] | None:
-    """Samples seen by the checkpoint that was evaluated, and its held-out loss."""
+def _heldout(run_dir: Path) -> Heldout:
+    """What was measured during training or, where nothing was, the loss of the checkpoint that was evaluated."""
+    found = read_heldout(run_dir)
     result = _read_json(run_dir / EVAL_FILE)
-    return (result["samples_seen"], result["caption_loss"]["nats_per_token"]) if result else None
+    if found or not result or EVAL_LOSS not in result["metrics"]:
+        return found
+    loss = result["metrics"][EVAL_LOSS]["value"]
+    return {HELDOUT_LOSS: (np.array([float(result["samples_seen"])]), np.array([loss]))}
 
 
 def _evaluation(run_dir: Path) -> str:
@@ -117,6 +127,7 @@ def _evaluation(run_dir: Path) -> str:
     return (
         f"<h2>What it learned</h2><p class='note'>{result['num_images']} held-out images, never trained on;"
         f" checkpoint {escape(result['checkpoint'])}</p><table><tr>{cells}</tr>{''.join(lines)}</table>"
+        f"<ul class='note'>{''.join(f'<li>{escape(note)}</li>' for note in result['notes'])}</ul>"
     )
 
 

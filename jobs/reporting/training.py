@@ -7,25 +7,27 @@ import numpy as np
 from jobs.console import duration
 from jobs.curation.charts import compact
 from jobs.reporting.charts import NUM_COLOURS, Format, Line, Marks, line_chart, stacked_chart
-from jobs.reporting.history import Column, Curve, History, reduce
+from jobs.reporting.history import HELDOUT_LOSS, NEIGHBOURS, Column, Curve, Heldout, History, Points, reduce
 
 _MAX_SOURCES = 12
 """Drawn by name; a chart of more says nothing."""
 
 
-def training_section(history: History, heldout: tuple[float, float] | None) -> str:
+def training_section(history: History, heldout: Heldout, unit: str = "nats per token") -> str:
     """All charts.
 
     Args:
         history: Of the run; may be empty, or of a run that goes on.
-        heldout: Samples seen and held-out loss, nats per token, where it was measured.
+        heldout: From `read_heldout`.
+        unit: Of the loss.
     """
     if not len(history):
         return "<h2>Training</h2><p>not trained yet</p>"
     marks = Marks(history.resumed_at(), history.saved_at())
     charts = [
-        _loss(history, heldout, marks),
-        *_by_source(history, "source_losses", "training loss by source, nats per token", marks),
+        _loss(history, heldout.get(HELDOUT_LOSS), unit, marks),
+        *_by_source(history, "source_losses", f"training loss by source, {unit}", marks),
+        _neighbours(heldout.get(NEIGHBOURS), marks),
         _plain(history, "lr", "learning rate", marks, write=lambda value: f"{value:.3g}"),
         _gradient_norm(history, marks),
         _plain(history, "samples_per_s", "samples per second", marks),
@@ -38,7 +40,7 @@ def training_section(history: History, heldout: tuple[float, float] | None) -> s
     return f'<h2>Training</h2><p class="note">{_facts(history)}</p><div class="charts">{"".join(charts)}</div>'
 
 
-def _loss(history: History, heldout: tuple[float, float] | None, marks: Marks) -> str:
+def _loss(history: History, heldout: Points | None, unit: str, marks: Marks) -> str:
     curve = _curve(history, "loss")
     if not len(curve.x):
         return ""
@@ -47,8 +49,15 @@ def _loss(history: History, heldout: tuple[float, float] | None, marks: Marks) -
         Line("moving average", curve.x, curve.smoothed(), "c0"),
     ]
     if heldout:
-        lines.append(Line("held-out", np.array(heldout[:1]), np.array(heldout[1:]), "c1 dot"))
-    return line_chart("training loss, nats per token", lines, marks)
+        lines.append(Line("held-out", *heldout, "c1 dot" if len(heldout[0]) == 1 else "c1"))
+    return line_chart(f"training loss, {unit}", lines, marks)
+
+
+def _neighbours(top1: Points | None, marks: Marks) -> str:
+    if top1 is None:
+        return ""
+    title = "held-out images of the class that their nearest training images have"
+    return line_chart(title, [Line("", *top1, "c0")], marks, write=_percent, from_zero=True)
 
 
 def _gradient_norm(history: History, marks: Marks) -> str:
@@ -89,7 +98,9 @@ def _by_source(history: History, name: str, title: str, marks: Marks) -> list[st
 
 def _breakdown(history: History, marks: Marks) -> str:
     parts = history.parts("time_shares")
-    curves = {part: _curve(history, f"time_shares/{part}") for part in parts}
+    # A part that the lines of an earlier version lack was none of their time.
+    shares_of = {part: np.nan_to_num(history[f"time_shares/{part}"]) for part in parts}
+    curves = {part: reduce(history["samples"], share_N) for part, share_N in shares_of.items()}
     if not parts or not len(curves[parts[0]].x):
         return ""
     shares = [(f"{part} {curve.mean.mean():.1%}", curve.mean) for part, curve in curves.items()]

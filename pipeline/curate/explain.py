@@ -16,6 +16,7 @@ from pipeline.curate.spec import (
     EVALUATION_IMAGE,
     HELDOUT,
     NEAR_DUPLICATE,
+    NEAR_HELDOUT,
     OVER_CAP,
     OVER_LIMIT,
     OVER_SHARE,
@@ -38,6 +39,7 @@ _WORDS = {
     OVER_CAP: "left out by curate.select.balance: its words are frequent, or none is an entry",
     OVER_SHARE: "left out by curate.select.mix: its source has its share without it",
     OVER_LIMIT: "left out by curate.select.max_samples: enough are selected without it",
+    NEAR_HELDOUT: "left out: nearly the same image is held out (shards.holdout_near_bits)",
 }
 
 
@@ -54,7 +56,8 @@ def explain(rows: Rows, spec: SelectSpec, name: str, key: str) -> list[str]:
         UserError: The selection is not of this recipe and store, or the key is unknown.
     """
     record = read_record(rows.store, name)
-    if not is_current(rows, spec, record["holdout"], name, record["seed"]):
+    near_bits = record.get("holdout_near_bits")
+    if not is_current(rows, spec, record["holdout"], name, record["seed"], near_bits):
         raise UserError(
             f"the selection {name!r} was made by another recipe, or the store has changed since",
             where=rows.store.path(f"selection/{name}"),

@@ -39,6 +39,7 @@ class Job:
     name: str
     seed: int
     num_parts: int
+    holdout_near_bits: int | None = None
     rules: tuple[Expression, ...] = ()
     """In the order of `spec.where`."""
     thresholds: tuple[tuple[float | None, ...], ...] = ()
@@ -47,6 +48,8 @@ class Job:
     by: Expression | None = None
     near: NearGroups | None = None
     entries: Entries | None = None
+    num_unhashed: int = 0
+    """Kept samples without a perceptual hash, which the guard of the held-out images cannot compare."""
     step: int = 0
     """How many steps have been written."""
 

@@ -3,9 +3,9 @@
     selection/NAME/part-000012.parquet  one row per stored sample, in plan order: unit, row, key, fate, detail
     selection/NAME/selection.json       the commit record: spec, thresholds, counts
 
-`detail` is the key of the sample that stayed for a duplicate, the evaluation image that a sample shows, "null" where
-a rule's condition was null, the source of a sample beyond its share. Draws are a hash of seed and key: adding samples
-moves nobody's draw. No annotation is computed here.
+`detail` is the key of the sample that stayed for a duplicate, that of the held-out image for what is near one, the
+evaluation image that a sample shows, "null" where a rule's condition was null, the source of a sample beyond its share.
+Draws are a hash of seed and key: adding samples moves nobody's draw. No annotation is computed here.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.curate.fates import FOLDER, Decided, Job, advance, count_fates, undecided
+from pipeline.curate.fates import FOLDER, Decided, Job, advance, count_fates
+from pipeline.curate.holdout import hold_out
 from pipeline.curate.keep import by_near_label, by_text, by_url, keep_one
 from pipeline.curate.near import group_near
 from pipeline.curate.quantiles import Keys, float_keys, float_of_key, kth_smallest, rank_of
@@ -61,6 +61,8 @@ class SelectionSummary:
     thresholds: dict[str, dict[str, float | None]]
     """By rule, by the expression of its `top` or `bottom`."""
     rules: dict[str, str]
+    num_unhashed: int = 0
+    """Kept samples that could not be compared with the held-out images."""
 
     def lines(self) -> list[str]:
         """The funnel, for the terminal."""
@@ -71,6 +73,11 @@ class SelectionSummary:
                 f"  {rule}: the threshold of {text} is {value}"
                 for rule, found in self.thresholds.items()
                 for text, value in found.items()
+            ),
+            *(
+                [f"  WARNING: {self.num_unhashed:,} have no perceptual hash: near-duplicates may be on both sides"]
+                if self.num_unhashed
+                else []
             ),
         ]
 
@@ -87,7 +94,15 @@ def funnel_lines(counts: dict[str, int], num_samples: int, rules: dict[str, str]
     return lines + [f"  {fate:20}  {counts.get(fate, 0):>15,}" for fate in _KEPT]
 
 
-def select(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: int, each: Each) -> SelectionSummary:
+def select(
+    rows: Rows,
+    spec: SelectSpec,
+    holdout: float,
+    name: str,
+    seed: int,
+    each: Each,
+    holdout_near_bits: int | None = None,
+) -> SelectionSummary:
     """Decide the fate of each stored sample, and write it down.
 
     Args:
@@ -97,12 +112,14 @@ def select(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: int, e
         name: of the selection; one of this name is replaced when all is decided.
         seed: of the draws.
         each: runs the parts.
+        holdout_near_bits: distance to a held-out image within which nothing is trained on; None looks for none.
 
     Raises:
         UserError: An expression is wrong, or nothing is left.
     """
     fingerprint = units_fingerprint(rows.store)
-    job = _parse(Job(rows, spec, holdout, name, seed, sum(1 for _ in rows.parts())))
+    guard_bits = _guard_bits(holdout, holdout_near_bits)
+    job = _parse(Job(rows, spec, holdout, name, seed, sum(1 for _ in rows.parts()), guard_bits))
     rows.store.remove(job.scratch)
     job = replace(job, thresholds=_find_thresholds(job, each))
     job = _decide(job, each)
@@ -113,12 +130,14 @@ def select(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: int, e
     record = {
         "spec": spec.model_dump(mode="json"),
         "holdout": holdout,
+        "holdout_near_bits": guard_bits,
         "seed": seed,
         "columns": _used_columns(job),
         "folders": _used_folders(rows, _used_columns(job)),
         "units_fingerprint": fingerprint,
         "num_samples": num_samples,
         "counts": counts,
+        "num_unhashed": job.num_unhashed,
         "thresholds": _thresholds_by_rule(job),
         "parts": job.num_parts,
     }
@@ -126,7 +145,9 @@ def select(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: int, e
     return _summary(name, record)
 
 
-def is_current(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: int) -> bool:
+def is_current(
+    rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: int, holdout_near_bits: int | None = None
+) -> bool:
     """Whether the selection of this name is what `select` would write."""
     path = f"{FOLDER}/{name}/{_RECORD}"
     if not rows.store.exists(path):
@@ -135,14 +156,20 @@ def is_current(rows: Rows, spec: SelectSpec, holdout: float, name: str, seed: in
     asked = {
         "spec": spec.model_dump(mode="json"),
         "holdout": holdout,
+        "holdout_near_bits": _guard_bits(holdout, holdout_near_bits),
         "seed": seed,
         "folders": _used_folders(rows, known["columns"]),
     }
     return (
-        {key: known[key] for key in asked} == asked
+        {key: known.get(key) for key in asked} == asked
         and list(known["spec"]["where"]) == list(spec.where)
         and known["units_fingerprint"] == units_fingerprint(rows.store)
     )
+
+
+def _guard_bits(holdout: float, holdout_near_bits: int | None) -> int | None:
+    """The distance that decides: none where nothing is held out, as in records from before there was a guard."""
+    return holdout_near_bits if holdout else None
 
 
 def _used_folders(rows: Rows, columns: Sequence[str]) -> dict[str, str]:
@@ -192,7 +219,12 @@ def _commit_record(store: Store, unit: str) -> bytes:
 
 def _summary(name: str, record: dict[str, Any]) -> SelectionSummary:
     return SelectionSummary(
-        name, record["num_samples"], record["counts"], record["thresholds"], record["spec"]["where"]
+        name,
+        record["num_samples"],
+        record["counts"],
+        record["thresholds"],
+        record["spec"]["where"],
+        record.get("num_unhashed", 0),
     )
 
 
@@ -255,7 +287,7 @@ def _decide(job: Job, each: Each) -> Job:
     for wanted, step in ((job.spec.balance, balance), (job.spec.mix, mix), (job.spec.max_samples, limit)):
         if wanted is not None:
             job = step(job, each)
-    return advance(job, _hold_out if job.holdout else _take_all, each)
+    return hold_out(job, each)
 
 
 def _apply_rules(part: Part, fates: pa.Table, job: Job) -> list[Decided]:
@@ -271,23 +303,6 @@ def _apply_rules(part: Part, fates: pa.Table, job: Job) -> list[Decided]:
         detail = pc.binary_join_element_wise(image, bits, ", ").combine_chunks()
         decided.append((table["eval_set"].is_valid().to_numpy(), EVALUATION_IMAGE, detail))
     return decided
-
-
-def _hold_out(part: Part, fates: pa.Table, job: Job) -> list[Decided]:
-    open_N = undecided(fates)
-    hashes = job.rows.read(part, ["sha256"])["sha256"].filter(pa.array(open_N)).to_pylist()
-    held_N = np.zeros(fates.num_rows, np.bool_)
-    held_N[open_N] = [_unit_hash(sha256) < job.holdout for sha256 in hashes]
-    return [(held_N, HELDOUT, None), (np.ones(fates.num_rows, np.bool_), TRAIN, None)]
-
-
-def _take_all(part: Part, fates: pa.Table, job: Job) -> list[Decided]:
-    return [(np.ones(fates.num_rows, np.bool_), TRAIN, None)]
-
-
-def _unit_hash(sha256: str) -> float:
-    """A number in [0, 1) from the image's own hash, hashed again to be independent of it."""
-    return int.from_bytes(hashlib.sha256(f"holdout {sha256}".encode()).digest()[:8], "big") / 2**64
 
 
 def _publish(job: Job, record: dict[str, Any], each: Each) -> None:

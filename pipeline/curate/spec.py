@@ -12,6 +12,7 @@ TRAIN, HELDOUT = "train", "heldout"
 DUPLICATE_KEY, DUPLICATE_IMAGE, DUPLICATE_URL = "duplicate_key", "duplicate_image", "duplicate_url"
 NEAR_DUPLICATE, EVALUATION_IMAGE = "near_duplicate", "evaluation_image"
 OVER_CAP, OVER_SHARE, OVER_LIMIT = "over_cap", "over_share", "over_limit"
+NEAR_HELDOUT = "near_heldout"
 FATES = (
     TRAIN,
     HELDOUT,
@@ -23,6 +24,7 @@ FATES = (
     OVER_CAP,
     OVER_SHARE,
     OVER_LIMIT,
+    NEAR_HELDOUT,
 )
 """What can become of a stored sample, besides the name of the rule that leaves it out."""
 
@@ -67,7 +69,7 @@ class MixSpec(Section):
 
 class SelectSpec(Section):
     """Which of the stored samples become training samples. In this order: rules, evaluation sets, duplicates, balance,
-    mix, number, held-out part."""
+    mix, number, held-out part and what is near it (`shards.holdout`)."""
 
     where: dict[str, str] = {}
     """Rules, each `name: condition` in SQL over the ledger's and the annotators' columns, as in `words >= 3`,

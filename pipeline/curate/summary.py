@@ -37,6 +37,7 @@ from pipeline.curate.spec import (
     DUPLICATE_URL,
     HELDOUT,
     NEAR_DUPLICATE,
+    NEAR_HELDOUT,
     TRAIN,
 )
 from pipeline.each import Each
@@ -44,7 +45,7 @@ from pipeline.errors import UserError
 from pipeline.store import Store
 
 KEPT = (TRAIN, HELDOUT)
-DUPLICATES = (DUPLICATE_KEY, DUPLICATE_IMAGE, DUPLICATE_URL, NEAR_DUPLICATE)
+DUPLICATES = (DUPLICATE_KEY, DUPLICATE_IMAGE, DUPLICATE_URL, NEAR_DUPLICATE, NEAR_HELDOUT)
 PATCH_PX = 16
 SIZE_BINS_PER_OCTAVE = 4
 _SIZE_BINS = 64

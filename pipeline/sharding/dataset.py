@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.curate.rows import Rows
 from pipeline.curate.select import units_fingerprint
 from pipeline.curate.spec import HELDOUT, TRAIN
-from pipeline.dataset_files import dataset_file, index_file, refused_file
+from pipeline.dataset_files import HELDOUT_SUFFIX, dataset_file, index_file, refused_file
 from pipeline.each import Each
 from pipeline.errors import UserError
 from pipeline.recipe import ShardSpec
@@ -25,7 +25,6 @@ from pipeline.sharding.order import Order, cut, make_order, send_part, sort_part
 from pipeline.sharding.write import ShardJob, write_shard
 from pipeline.store import Store, refuse_changes
 
-HELDOUT_SUFFIX = "-heldout"
 _SUFFIXES = {HELDOUT: HELDOUT_SUFFIX, TRAIN: ""}
 """By fate, the training shards last: their index says that all is there."""
 

@@ -8,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -76,10 +77,14 @@ def test_the_loss_falls_and_the_checkpoint_is_evaluated(demo: tuple[Path, str]) 
     assert losses[-1] < 0.7 * losses[0]
     result = json.loads((out / "runs" / "demo" / "eval.json").read_text())
     assert result["samples_seen"] >= 1600
-    assert 0 < result["caption_loss"]["nats_per_token"] < result["caption_loss"]["uniform_nats_per_token"]
-    assert result["zero_shot"]["num_classes"] == 10
-    shares = [value for name, value in result["retrieval"].items() if not name.startswith("num_")]
+    loss = result["metrics"]["language/nats_per_token"]
+    assert 0 < loss["low"] <= loss["value"] <= loss["high"] < loss["chance"]
+    assert result["details"]["zero_shot/num_classes"] == 10
+    shares = [metric["value"] for metric in result["metrics"].values() if metric["unit"] == "share"]
     assert all(0 <= share <= 1 and math.isfinite(share) for share in shares)
+    per_image = pq.read_table(out / "runs" / "demo" / "eval_images.parquet").to_pydict()
+    assert len(set(per_image.pop("key"))) == result["num_images"]
+    assert set(per_image) <= set(result["metrics"])
 
 
 def test_captions_are_drawn_on_a_sheet(demo: tuple[Path, str]) -> None:

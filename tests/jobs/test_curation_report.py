@@ -88,7 +88,8 @@ def rows(tmp_path: Path) -> Rows:
     fates = ["train"] * 30 + ["safe"] * 10
     fates[3], fates[4], fates[7], fates[8] = "long_enough", "evaluation_image", "near_duplicate", "heldout"
     where = {"long_enough": "words >= 3", "safe": "nsfw_score < 0.75"}
-    write_selection(rows, "demo", fates, {7: "k06"}, where)
+    fates[9] = "near_heldout"
+    write_selection(rows, "demo", fates, {7: "k06", 9: "k08"}, where)
     return rows
 
 
@@ -97,7 +98,9 @@ def test_the_page_shows_each_section(rows: Rows, tmp_path: Path) -> None:
     checker, text = _check(path), path.read_text(encoding="utf-8")
     for title in ("From stored to kept", "Before and after", "Languages", "Resolution", "Domains", "Tokens"):
         assert f"<h2>{title}</h2>" in text
-    assert "1 of 64 bits differ" in text, "k06 and k07"
+    assert "near_duplicate, 1 of 64 bits differ" in text, "k06 and k07"
+    assert "near_heldout, 1 of 64 bits differ" in text, "k08 and k09"
+    assert '<span class="meaning">held out</span>' in text
     assert "animals: same file" in text
     assert any(image["alt"] == "evaluation image cat.jpg" for image in checker.images)
     assert "words &gt;= 3" in text
@@ -244,7 +247,7 @@ def test_inspect_says_what_is_there(rows: Rows, capsys: pytest.CaptureFixture[st
     assert re.search(r"2 units", output)
     assert re.search(r"success +40", output)
     assert re.search(r"made-0123456789 +2 +2 +eval_bits, eval_image, eval_set, lang, nsfw_score", output)
-    assert re.search(r"demo +40 +26 +1 +13", output)
+    assert re.search(r"demo +40 +25 +1 +14", output)
     assert re.search(r"demo +1 +27 +3\.2 MB", output)
     assert re.search(r"caption +caption 0", output)
     assert re.search(r"lang +en", output)

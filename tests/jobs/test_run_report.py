@@ -25,7 +25,7 @@ from jobs.reporting.history import MAX_POINTS, read_history, reduce
 from jobs.reporting.page import REPORT_FILE, write_report
 from jobs.runs import open_run
 from tests.stores import Stored, make_store, noise
-from train.metrics import METRICS, StepMetrics
+from train.metrics import METRICS, Evaluation, StepMetrics, log_evaluation
 
 SAMPLES_PER_LINE = 32_000
 CHARTS = (
@@ -145,14 +145,11 @@ def test_resumes_and_checkpoints_are_marked(begin: Callable[[str], Path]) -> Non
 def test_sources_utilisation_and_held_out_loss_are_drawn_where_they_are_known(begin: Callable[[str], Path]) -> None:
     known = {"source_losses": {"web": 2.0, "books": 1.5}, "passes": {"web": 0.5, "books": 0.1}, "mfu": 0.5}
     run_dir = begin("".join(line(number, **known) for number in range(1, 9)))
-    retrieval = {
-        f"{way}_r{k}{chance}": 0.1
-        for way in ("image_to_text", "text_to_image")
-        for k in (1, 5, 10)
-        for chance in ("", "_chance")
-    }
-    result = {"caption_loss": {"nats_per_token": 2.2, "uniform_nats_per_token": 9.0, "nats_per_byte": 0.5}}
-    result |= {"zero_shot": {}, "retrieval": retrieval, "num_images": 9, "checkpoint": "c", "samples_seen": 64_000}
+    loss = {"value": 2.2, "chance": 9.0, "low": 2.0, "high": 2.4, "better": "lower", "unit": "nats"}
+    recall = {"value": 0.1, "chance": 0.05, "low": None, "high": None, "better": "higher", "unit": "share"}
+    metrics = {"language/nats_per_token": loss, "retrieval/image_to_text_r5": recall}
+    result = {"metrics": metrics, "notes": ["3 images were left out"], "num_images": 9, "checkpoint": "c"}
+    result |= {"samples_seen": 64_000}
     (run_dir / EVAL_FILE).write_text(json.dumps(result))
     page = report(run_dir)
     captions = Figures(page).captions
@@ -162,6 +159,18 @@ def test_sources_utilisation_and_held_out_loss_are_drawn_where_they_are_known(be
     assert "model TFLOP/s, all processes" not in captions
     assert "held-out" in page
     assert page.count('class="area c1 dot"') == 1
+
+
+def test_what_was_measured_during_training_is_a_curve(begin: Callable[[str], Path]) -> None:
+    run_dir = begin("".join(line(number) for number in range(1, 9)))
+    for step in (20, 40, 60):
+        metrics = {"language/loss": 100 / step, "knn/top1": step / 100}
+        log_evaluation(run_dir, Evaluation(step, SAMPLES_PER_LINE * step // 10, 1.7e9, 10**20 * step, metrics))
+    page = report(run_dir)
+    figures = Figures(page)
+    assert "held-out images of the class that their nearest training images have" in figures.captions
+    assert 'class="area c1 dot"' not in page
+    assert "held-out" in page
 
 
 def test_names_of_sources_cannot_break_the_page(begin: Callable[[str], Path]) -> None:

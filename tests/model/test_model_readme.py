@@ -27,7 +27,7 @@ def test_the_examples_run(tmp_path: Path) -> None:
     shutil.copy(FOLDER / f"{name}.weights.safetensors", official / "model.safetensors")
     shutil.copy(FOLDER / f"{name}.config.json", official / "config.json")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     checks = "assert scores.shape == gain.shape == (1, 2) and features.shape == (64, 192), features.shape"
     script = "\n".join([f"captions = {CAPTIONS!r}", *blocks, checks])
     environment = os.environ | {

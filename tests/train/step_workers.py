@@ -14,12 +14,14 @@ from groups import forks
 from torch import Tensor
 
 from model import EncodedSample, GenLIP, GenLIPConfig, PackedRows, pack_rows
+from model.baselines import Baseline
 from train.checkpoints.engine_state import EngineState
 from train.data.loader import StepBatch
 from train.data.stream import Position
 from train.engine import Ranks, build_engine, join_group
 from train.loop import train_step
-from train.recipe import TrainSpec
+from train.network import Network
+from train.recipe import Objective, ObjectiveSpec, TrainSpec
 
 LANES, ROW_TOKENS = 4, 64
 CONFIG = GenLIPConfig.preset("nano8", num_hidden_layers=2, vocab_size=64, drop_path_rate=0.5)
@@ -36,6 +38,7 @@ class Setting:
     micro_rows: int
     drops: bool = False
     """Whether DropPath is on."""
+    objective: Objective = "genlip"
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def _sample(seed: int, num_caption_tokens: int) -> EncodedSample:
     return EncodedSample(patches, (2, 3), [1, 2], numbers.integers(3, 64, num_caption_tokens).tolist())
 
 
-def make_model(drops: bool) -> GenLIP:
-    model = GenLIP(CONFIG)
+def make_model(drops: bool, objective: Objective = "genlip") -> GenLIP | Baseline:
+    model = Network(CONFIG, ObjectiveSpec(kind=objective)).build()
     model.init_weights(seed=7)
     for block in model.visual.layers:
         block.drop_path.rate = CONFIG.drop_path_rate if drops else 0.0
@@ -132,7 +135,7 @@ def _engine(setting: Setting, world_size: int) -> Any:
         "zero": {"stage": setting.stage},
         "optim": {"betas": [0.0, 0.95], "clip": 1e9},
     }
-    return build_engine(make_model(setting.drops), TrainSpec.model_validate(content), world_size)
+    return build_engine(make_model(setting.drops, setting.objective), TrainSpec.model_validate(content), world_size)
 
 
 def _measure(engine: Any, setting: Setting, rows: list[list[EncodedSample]], ranks: Ranks) -> Measured:

@@ -13,6 +13,7 @@ from train.checkpoints.engine_state import WEIGHT, EngineState
 from train.deepspeed_config import OWNED, deepspeed_config
 from train.engine import build_engine, join_group
 from train.loop import train_step
+from train.network import Network
 from train.optimizer import decay_lines, parameter_groups
 from train.recipe import OptimSpec, TrainSpec
 
@@ -84,9 +85,9 @@ def test_the_plan_counts_what_decays() -> None:
     model = GenLIP(CONFIG)
     num_biases = sum(one.numel() for name, one in model.named_parameters() if name.endswith(".bias"))
     total = sum(one.numel() for one in model.parameters())
-    (line,) = decay_lines(CONFIG, OptimSpec())
+    (line,) = decay_lines(Network(CONFIG), OptimSpec())
     assert f"0.01 on {total:,} parameters" in line
-    decayed, undecayed = decay_lines(CONFIG, OptimSpec(no_decay=("biases",)))
+    decayed, undecayed = decay_lines(Network(CONFIG), OptimSpec(no_decay=("biases",)))
     assert f"0.01 on {total - num_biases:,}" in decayed
     assert f"0 on {num_biases:,}" in undecayed
     assert undecayed.endswith("(biases)")
@@ -186,4 +187,4 @@ def test_parameters_larger_than_a_bucket_are_reduced_too(stage: int) -> None:
 
 
 def test_a_model_of_the_official_sizes_can_be_counted_without_memory() -> None:
-    assert len(decay_lines(GenLIPConfig.preset("g16"), OptimSpec(no_decay=("norms",)))) == 2
+    assert len(decay_lines(Network(GenLIPConfig.preset("g16")), OptimSpec(no_decay=("norms",)))) == 2

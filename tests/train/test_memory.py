@@ -1,5 +1,7 @@
 """The memory that the plan foretells against the tensors that autograd keeps."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from model import GenLIP, GenLIPConfig, PackedRows, count_parameters, pack_rows
 from model.attention_varlen import plan_varlen
 from tests.bench.model_inputs import StepSetup, make_rows
+from train.deepspeed_config import deepspeed_config
+from train.engine import join_group
 from train.memory import Checkpointing, MicroBatch, block_bytes, kept_bytes, predict_memory
 from train.recipe import TrainSpec
 
@@ -94,6 +98,36 @@ def test_states_are_divided_as_the_stages_say() -> None:
     assert per_parameter(64, 1) == pytest.approx((2, 6, 12 / 64), rel=1e-6)
     assert per_parameter(64, 2) == pytest.approx((2, 4 / 64, 12 / 64), rel=1e-6)
     assert per_parameter(64, 2, offload="optimizer") == pytest.approx((2, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]
+)
+def test_buckets_are_those_that_the_engine_allocates(
+    stage: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket_size = 123_457
+    content = {"length": 1, "lanes": 1, "precision": precision, "zero": {"stage": stage}}
+    content["deepspeed"] = {"zero_optimization": {"reduce_bucket_size": bucket_size}}
+    spec = TrainSpec.model_validate(content)
+    ranks = join_group()
+    import deepspeed
+
+    allocated = 0
+
+    def empty(*size: Any, **options: Any) -> Tensor:
+        nonlocal allocated
+        made = plain_empty(*size, **options)
+        allocated += made.nbytes * (made.shape == (bucket_size,))
+        return made
+
+    plain_empty = torch.empty
+    monkeypatch.setattr(torch, "empty", empty)
+    model = torch.nn.Linear(3, 5)
+    config = deepspeed_config(spec, ranks.world_size, on_gpu=True)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters()), config=config)
+    engine.backward(engine(torch.ones(2, 3, dtype=next(engine.module.parameters()).dtype)).float().sum())
+    assert predict_memory(CONFIG, PARAMETERS, spec, BATCH, 1).buckets == allocated
 
 
 def test_checkpointing_and_smaller_micro_batches_need_less() -> None:

@@ -76,6 +76,7 @@ def test_rates_and_shares_are_of_the_time_since_the_line_before() -> None:
         assert metrics.flops_per_s == pytest.approx(400)
         assert metrics.mfu == pytest.approx(400 / 1e3)
         expected = {"data": 0.1, "forward": 0.2, "backward": 0.4, "optimiser": 0.1, "checkpoint": 0.1, "rest": 0.1}
+        expected["evaluation"] = 0.0
         assert metrics.time_shares == pytest.approx(expected)
         assert metrics.checkpoint_stall_s == 1
     assert metrics.samples == 80

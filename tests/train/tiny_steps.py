@@ -18,10 +18,18 @@ CONFIG = GenLIPConfig.preset("nano8", num_hidden_layers=1, vocab_size=64)
 
 
 def one_row(number: int) -> PackedRows:
+    return pack_rows([_samples(number)], row_tokens=32)
+
+
+def two_rows() -> PackedRows:
+    """Those of `batch` in one micro-batch."""
+    return pack_rows([_samples(0), _samples(1)], row_tokens=32)
+
+
+def _samples(number: int) -> list[EncodedSample]:
     numbers = np.random.default_rng(number)
     patches = numbers.integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
-    sample = EncodedSample(patches, (2, 2), [1, 2], numbers.integers(3, 60, 5).tolist())
-    return pack_rows([[sample, sample]], row_tokens=32)
+    return 2 * [EncodedSample(patches, (2, 2), [1, 2], numbers.integers(3, 60, 5).tolist())]
 
 
 def batch(step: int) -> StepBatch:

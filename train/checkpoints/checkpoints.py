@@ -5,7 +5,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeline.errors import EXIT_ENVIRONMENT, UserError
+from train.allowed import record_allowed
 from train.checkpoints.engine_state import EngineState
 from train.checkpoints.folder import all_names, committed_names, folder_name, open_checkpoints, remove
 from train.checkpoints.record import Damaged, Record
@@ -38,6 +39,7 @@ class Checkpoints:
         ranks: This process's place.
         export: Writes the model alone, beside the numbers; none where there is none.
         made_of: What must be the same in a run that resumes: model, tokenizer, optimiser.
+        allowed: Keys of it that may differ.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class Checkpoints:
         ranks: Ranks,
         export: ModelExport | None = None,
         made_of: Mapping[str, Any] | None = None,
+        allowed: Sequence[str] = (),
     ) -> None:
         self._run_dir = run_dir
         self._spec = spec
         self._ranks = ranks
         self._export = export
         self._made_of = json.loads(json.dumps(dict(made_of or {})))  # as it will be read back
+        self._allowed = allowed
         self._store = open_checkpoints(run_dir, spec)
         self._save: Save | None = None
         self._num_failed = 0
@@ -111,13 +115,15 @@ class Checkpoints:
             where = self._store.path(name)
             try:
                 record = read_record_together(self._store, name, self._ranks)
-                refuse_others(record, self._made_of, engine_state, where)
+                waived = refuse_others(record, self._made_of, engine_state, where, self._allowed)
                 share = read_share(self._store, name, record, self._ranks)
             except Damaged as error:
                 if self._ranks.is_first:
                     _log.warning("%s is damaged and passed over: %s", where, error)
                 continue
             put_into(engine_state, record, share, self._ranks)
+            if self._ranks.is_first:
+                record_allowed(self._run_dir, where, waived)
             self._newest = name
             return record.state
         if names:

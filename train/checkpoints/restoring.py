@@ -1,6 +1,6 @@
 """Reading a checkpoint: verified on all ranks first, then put into the engine parameter by parameter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,8 +32,20 @@ def read_record_together(store: Store, name: str, ranks: Ranks) -> Record:
     return record
 
 
-def refuse_others(record: Record, made_of: Mapping[str, Any], engine: EngineState, where: str) -> None:
+def refuse_others(
+    record: Record, made_of: Mapping[str, Any], engine: EngineState, where: str, allowed: Sequence[str] = ()
+) -> list[str]:
     """Refuse the checkpoint of another model, tokenizer or optimiser.
+
+    Args:
+        record: Of the checkpoint.
+        made_of: What it must be of.
+        engine: What it is to be put into.
+        where: The checkpoint, for the message.
+        allowed: Keys of `made_of` that may differ. Tensors must fit all the same.
+
+    Returns:
+        The differences that were allowed.
 
     Raises:
         UserError: It names the keys that differ.
@@ -42,11 +54,15 @@ def refuse_others(record: Record, made_of: Mapping[str, Any], engine: EngineStat
     wanted = {name: list(shape) for name, shape in engine.shapes.items()}
     differing = sorted(name for name in known.keys() | wanted.keys() if known.get(name) != wanted.get(name))
     shown = differing[:_PARAMETERS_SHOWN]
-    refuse_changes(
-        {**record.made_of, "kinds": record.kinds, "parameters": {name: known.get(name) for name in shown}},
-        {**made_of, "kinds": engine.kinds, "parameters": {name: wanted.get(name) for name in shown}},
+    # Checkpoints from before there were other objectives do not say theirs.
+    before = {"objective": "genlip"}
+    return refuse_changes(
+        {**before, **record.made_of, "kinds": record.kinds, "parameters": {name: known.get(name) for name in shown}},
+        {**before, **made_of, "kinds": engine.kinds, "parameters": {name: wanted.get(name) for name in shown}},
         where,
-        "train under another name: --set name=NAME",
+        "train under another name: --set name=NAME; --allow KEY lets a key differ, but never kinds and parameters,"
+        " the tensors' names and shapes",
+        [key for key in allowed if key.partition(".")[0] not in ("kinds", "parameters")],
     )
 
 

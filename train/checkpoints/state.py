@@ -10,6 +10,8 @@ class TrainState:
 
     step: int = 0
     samples_seen: int = 0
+    flops: int = 0
+    """Spent so far, by the formula of the objective; refused steps count too."""
     stream: dict[str, Any] = field(default_factory=dict)
     """The loader's, from `Loader.state_dict`; empty where nothing was read yet."""
     refused_steps: int = 0

@@ -11,11 +11,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from model import GenLIPConfig, ImageProcessor, Tokenizer, flops_per_sample
+from model import ImageProcessor, Tokenizer
 from pipeline.errors import UserError
 from train.data.captions import CaptionChoice, key_digests
 from train.data.mixture import Places
 from train.data.sources import Source
+from train.network import Network
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Costs:
     labels_N: NDArray[np.int32]
     """Tokens with a loss: caption + ending."""
     flops_N: NDArray[np.int64]
-    """To train on it, by `model.flops_per_sample`."""
+    """To train on it, by the formula of the objective."""
 
     def take(self, chosen: Sequence[int]) -> "Costs":
         """Those at some positions, in that order."""
@@ -42,7 +43,7 @@ class CostModel:
         self,
         sources: Sequence[Source],
         captions: CaptionChoice,
-        config: GenLIPConfig,
+        network: Network,
         processor: ImageProcessor,
         tokenizer: Tokenizer,
         max_caption_tokens: int,
@@ -50,7 +51,7 @@ class CostModel:
     ) -> None:
         self._sources = sources
         self._captions = captions
-        self._config = config
+        self._network = network
         self._max_caption_tokens = max_caption_tokens
         self._num_prompt_tokens, self._num_ending_tokens = len(tokenizer.prompt_ids), len(tokenizer.ending_ids)
         self._row_tokens = row_tokens
@@ -108,7 +109,7 @@ class CostModel:
         unique, which = np.unique(pair_N, return_inverse=True)
         pairs = ((int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in unique)
         prompt = self._num_prompt_tokens
-        flops = [flops_per_sample(self._config, patches, prompt + labels, labels) for patches, labels in pairs]
+        flops = [self._network.flops_per_sample(patches, prompt + labels, labels) for patches, labels in pairs]
         tokens_N = (patches_N + prompt + labels_N).astype(np.int32)
         return Costs(tokens_N, patches_N, labels_N, np.array(flops, np.int64)[which])
 

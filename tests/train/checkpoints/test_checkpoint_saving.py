@@ -30,6 +30,7 @@ from train.checkpoints import (
 from train.checkpoints.engine_state import EngineState
 from train.checkpoints.staging import stage as stage_now
 from train.engine import Ranks
+from train.network import Network
 from train.recipe import CheckpointSpec
 
 
@@ -210,7 +211,7 @@ def test_the_hugging_face_folder_loads(tmp_path: Path) -> None:
     model = GenLIP(config)
     model.init_weights(0)
     processor = ImageProcessor(mode="native", patch_size=8, min_pixels=1024, max_pixels=2048)
-    export = HuggingFaceExport(config, tokenizer, processor, "a-run")
+    export = HuggingFaceExport(Network(config), tokenizer, processor, "a-run")
     export(tmp_path / "model", dict(model.named_parameters()), TrainState(step=7, samples_seen=1234))
     loaded = load_model(tmp_path / "model")
     for name, weight in model.state_dict().items():
