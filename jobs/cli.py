@@ -1,12 +1,12 @@
 """The `genlip` command. Imports nothing heavy: each verb loads what it needs when it runs."""
 
-import atexit
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from jobs.leaving import leave
 
 app = typer.Typer(
     name="genlip",
@@ -230,15 +230,7 @@ def demo(
 
 def main() -> None:
     """Entry point: errors meant for the user carry an exit code and become a message; all others a traceback."""
-    exit_code = _run()
-    if not {"pyarrow", "torch", "ray"} & sys.modules.keys():
-        sys.exit(exit_code)
-    # Their native threads now and then abort a process that is torn down in the usual way, after all its work is done
-    # ("terminate called without an active exception").
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+    leave(_run())
 
 
 def _run() -> int:

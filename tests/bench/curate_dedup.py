@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.demo.corpus import FIXTURES
+from jobs.leaving import leave
 from pipeline.curate.hamming import plan_tables
 from pipeline.curate.near import MAX_PARTS, NearGroups, group_near, part_of
 from pipeline.curate.rows import open_rows
@@ -255,3 +256,4 @@ def _main(root: str, max_bits: str, processes: str) -> None:
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])
+    leave(0)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from jobs.leaving import leave
 from pipeline.curate.rows import open_rows
 from pipeline.each import in_turn
 from pipeline.recipe import ShardSpec
@@ -150,3 +151,4 @@ def _decoded(sample: dict[str, bytes]) -> dict[str, bytes]:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

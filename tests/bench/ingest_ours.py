@@ -2,6 +2,7 @@
 
 import sys
 
+from jobs.leaving import leave
 from pipeline.inputs.plan import extend_plan
 from pipeline.recipe import FetchSpec, ImageSpec, IngestSpec, SourceSpec
 from pipeline.store import open_store
@@ -30,3 +31,4 @@ def main(urls: str, out: str, ca_file: str, resolver: str = "") -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from jobs.leaving import leave
 from model import GenLIP
 from tests.bench.trainer_inputs import TrainerSetup
 from train.data.loader import Loader
@@ -92,3 +93,4 @@ def part_of(operation: str) -> str:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave(0)
