@@ -10,6 +10,7 @@ from typing import Any
 from train.jsonl import append_line
 
 METRICS = "metrics.jsonl"
+REFUSED_STEPS = "refused-steps.jsonl"
 
 
 @dataclass(frozen=True)

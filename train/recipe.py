@@ -13,6 +13,8 @@ from train.deepspeed_config import owned_keys
 
 RECIPE_FILE = "recipe.json"
 TOKENIZER_FOLDER = "tokenizer"
+STOP_FILE = "stop"
+"""A running training that finds it in its run folder writes a checkpoint and ends."""
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 

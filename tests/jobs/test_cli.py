@@ -18,7 +18,7 @@ HEAVY = ("torch", "ray", "pyarrow", "transformers", "cv2", "deepspeed")
 
 OPTIONS_OF = {
     "plan": ["RECIPE", "--set"],
-    "ingest": ["RECIPE", "--retry", "--set"],
+    "ingest": ["RECIPE", "--retry", "--part", "--set"],
     "annotate": ["RECIPE", "--set"],
     "select": ["RECIPE", "--explain", "--compare", "--set"],
     "curate": ["RECIPE", "--set"],
@@ -32,6 +32,8 @@ OPTIONS_OF = {
     "eval": ["RUN"],
     "caption": ["RUN", "[IMAGE]...", "--heldout", "--sheet"],
     "report": ["RUN"],
+    "submit": ["RECIPE", "VERB", "--to", "--address", "--render", "--set"],
+    "exporter": ["RUN", "--port", "--textfile"],
     "demo": ["--out", "--corpus", "--tier", "--set"],
 }
 
