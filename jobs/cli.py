@@ -42,13 +42,14 @@ def ingest(
         list[str] | None,
         typer.Option(metavar="CLASS", help="Ask again for rows that failed so: timeout, http_5xx, transient, all."),
     ] = None,
+    part: Annotated[str, typer.Option(metavar="I/N", help="In a job array: only these units; first: plan.")] = "",
     set_: Overrides = None,
 ) -> None:
     """Download a URL table, then curate; again: resume."""
     from jobs.ingest import ingest as run
     from jobs.recipe import load_recipe
 
-    raise typer.Exit(run(load_recipe(recipe, set_), retry or []))
+    raise typer.Exit(run(load_recipe(recipe, set_), retry or [], part))
 
 
 @app.command()
@@ -211,6 +212,40 @@ def report(run: RunDir) -> None:
     from jobs.reporting.page import write_report
 
     raise typer.Exit(write_report(run))
+
+
+@app.command()
+def submit(
+    recipe: RecipePath,
+    verb: Annotated[
+        str,
+        typer.Argument(metavar="VERB", help="ingest, curate, tokenizer, train, eval, compare; or cluster, to stay."),
+    ],
+    to: Annotated[str, typer.Option(help="ray, kubernetes or slurm.")],
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster: http://HEAD:8265. [default: RAY_API_SERVER_ADDRESS]")
+    ] = None,
+    render: Annotated[bool, typer.Option("--render", help="Print what would be submitted, and stop.")] = False,
+    set_: Overrides = None,
+) -> None:
+    """Run a verb of a recipe on a cluster."""
+    from jobs.cluster.submit import submit as run
+
+    raise typer.Exit(run(recipe, verb, to, address, render, set_ or []))
+
+
+@app.command()
+def exporter(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; before there is one, its recipe.")],
+    port: Annotated[int, typer.Option(help="Serve the numbers at http://HOST:PORT/metrics.")] = 9400,
+    textfile: Annotated[
+        Path | None, typer.Option(help="Write them once to this file instead, for node_exporter.")
+    ] = None,
+) -> None:
+    """Give a run's numbers to Prometheus."""
+    from jobs.cluster.exporter import export
+
+    raise typer.Exit(export(run, port, textfile))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """`genlip ingest`: every pending unit as a Ray task, then curation. Again: what is missing or new."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from jobs.console import say
@@ -11,7 +12,9 @@ from jobs.ray_pool import Pool
 from jobs.recipe import Recipe
 from pipeline.errors import EXIT_FAILED_UNITS, UserError
 from pipeline.funnel import read_funnel
+from pipeline.inputs.batches import read_plan
 from pipeline.inputs.plan import Plan, extend_plan, stage_retry
+from pipeline.inputs.rows import number_of
 from pipeline.inputs.units import Unit
 from pipeline.ledger import committed_units
 from pipeline.store import Store, begin_store, check_store
@@ -19,35 +22,80 @@ from pipeline.web.fetcher import check_identity
 from pipeline.work import UnitReport, run_unit
 
 MAX_FAILED_SHOWN = 20
+PLAN_ONLY = "plan"
 
 
-def ingest(recipe: Recipe, retry: Sequence[str] = ()) -> int:
+@dataclass(frozen=True)
+class Part:
+    """One of `count` parts of a plan; the units are dealt like cards."""
+
+    index: int = 0
+    count: int = 1
+
+    def numbers(self, num_units: int) -> range:
+        """The units of this part, of so many in all."""
+        return range(self.index, num_units, self.count)
+
+
+def parse_part(text: str) -> Part:
+    """`3/16` is the fourth of sixteen.
+
+    Raises:
+        UserError: It says no part.
+    """
+    index, _, count = text.partition("/")
+    if index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return Part(int(index), int(count))
+    raise UserError(f"--part {text}: write I/N with I from 0 to N - 1, or {PLAN_ONLY}")
+
+
+def ingest(recipe: Recipe, retry: Sequence[str] = (), part: str = "") -> int:
     """Bring the store up to date with the recipe and its input files.
 
     Args:
         recipe: what to ingest.
         retry: classes of failures to ask for again, e.g. `timeout`, `http_5xx`, `transient`, `all`.
+        part: for job arrays: `plan` writes the plan alone, `I/N` runs a part of the units of a plan that is written.
 
     Returns:
         The exit code.
     """
+    if part == PLAN_ONLY:
+        _, plan = _extend_plan(recipe, retry)
+        say(f"store {recipe.store}: {plan.num_rows:,} rows in {plan.num_units:,} units are planned")
+        return 0
     with Pool(recipe.run.ray_address) as pool:
-        failed = _ingest_units(recipe, retry, pool)
+        failed = _ingest_part(recipe, parse_part(part), pool) if part else _ingest_units(recipe, retry, pool)
         if failed:
             _say_failed(failed)
             return EXIT_FAILED_UNITS
-        return curate_store(recipe, pool)
+        return 0 if part else curate_store(recipe, pool)
 
 
-def _ingest_units(recipe: Recipe, retry: Sequence[str], pool: Pool) -> list[UnitReport]:
-    """Run what is pending and write the funnel. Returns the units that are pending still."""
+def _ingest_part(recipe: Recipe, part: Part, pool: Pool) -> list[UnitReport]:
+    """Run what is pending of a part. Others run the other parts meanwhile: nothing is written for the whole store."""
+    check_identity(recipe.ingest.fetch)
+    store = check_store(recipe.store, recipe.ingest.content())
+    plan = read_plan(store)
+    if not plan.num_units:
+        next_step = f"run: genlip ingest RECIPE --part {PLAN_ONLY}"
+        raise UserError("there is no plan to take a part of", where=store.root, next_step=next_step)
+    return _run_pending(recipe, store, plan, pool, part)
+
+
+def _extend_plan(recipe: Recipe, retry: Sequence[str]) -> tuple[Store, Plan]:
+    """The store and its plan, with units for new files and for rows to ask for again."""
     spec = recipe.ingest
     check_identity(spec.fetch)
     store = check_store(recipe.store, spec.content())
     plan = extend_plan(store, spec.source, spec.unit_samples)
     begin_store(store, spec.content())
-    if retry:
-        plan = _stage_retry(recipe, store, retry) or plan
+    return store, (_stage_retry(recipe, store, retry) if retry else None) or plan
+
+
+def _ingest_units(recipe: Recipe, retry: Sequence[str], pool: Pool) -> list[UnitReport]:
+    """Run what is pending and write the funnel. Returns the units that are pending still."""
+    store, plan = _extend_plan(recipe, retry)
     failed = _run_pending(recipe, store, plan, pool)
     funnel = read_funnel(store)
     if not failed and funnel.failed.get("spilled") and (again := _stage_retry(recipe, store, ("spilled",))):
@@ -67,16 +115,18 @@ def _stage_retry(recipe: Recipe, store: Store, classes: Sequence[str]) -> Plan |
     return extend_plan(store, spec.source, spec.unit_samples) if num_rows else None
 
 
-def _run_pending(recipe: Recipe, store: Store, plan: Plan, pool: Pool) -> list[UnitReport]:
-    """Run the units that are not committed; returns those that still are not."""
-    committed = set(committed_units(store))
-    num_pending = plan.num_units - len(committed)
-    say(f"store {store.root}: {plan.num_rows:,} rows in {plan.num_units:,} units, {num_pending:,} still to do")
+def _run_pending(recipe: Recipe, store: Store, plan: Plan, pool: Pool, part: Part = Part()) -> list[UnitReport]:
+    """Run the units of a part that are not committed; returns those that still are not."""
+    numbers = part.numbers(plan.num_units)
+    committed = {name for name in committed_units(store) if number_of(name) in numbers}
+    num_pending = len(numbers) - len(committed)
+    of_part = f", of which part {part.index}/{part.count} has {len(numbers):,}" if part.count > 1 else ""
+    say(f"store {store.root}: {plan.num_rows:,} rows in {plan.num_units:,} units{of_part}, {num_pending:,} still to do")
     if not num_pending:
         return []
-    live = Live(plan.num_units, len(committed), recipe.ingest.healthy_success)
+    live = Live(len(numbers), len(committed), recipe.ingest.healthy_success)
     failed: list[UnitReport] = []
-    for done in pool.fan_out(partial(run_unit, spec=recipe.ingest, store=store), _pending(plan, committed)):
+    for done in pool.fan_out(partial(run_unit, spec=recipe.ingest, store=store), _pending(plan, committed, numbers)):
         if isinstance(done.error, UserError):
             raise done.error  # The store itself is in trouble: further units would meet the same.
         report = done.result or UnitReport(done.item.name, False, {}, message=repr(done.error))
@@ -87,8 +137,8 @@ def _run_pending(recipe: Recipe, store: Store, plan: Plan, pool: Pool) -> list[U
     return failed
 
 
-def _pending(plan: Plan, committed: set[str]) -> Iterator[Unit]:
-    return (unit for unit in plan.iter_units() if unit.name not in committed)
+def _pending(plan: Plan, committed: set[str], numbers: range) -> Iterator[Unit]:
+    return (unit for unit in plan.iter_units() if unit.number in numbers and unit.name not in committed)
 
 
 def _say_failed(failed: list[UnitReport]) -> None:

@@ -46,6 +46,8 @@ def ray_session(address: str) -> Iterator[None]:
     if address == "local":
         _guard_embedded_ray()
         common |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # Ray would take all cores of a node that others share
+            common["num_cpus"] = int(cpus)
     import ray
 
     ray.init(address=address, **common)

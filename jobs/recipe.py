@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 import jobs.annotators  # noqa: F401 the annotators that a recipe may name
 import pipeline.annotate.builtin  # noqa: F401
+from jobs.cluster.spec import ClusterSpec
 from jobs.compare.spec import CompareSpec
 from pipeline.curate.spec import CurateSpec
 from pipeline.errors import UserError
@@ -34,7 +35,7 @@ class RunSpec(Section):
 class Recipe(Section):
     """A run from the URL table to the report."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
     """Names the run: its folder is RUNS/NAME."""
     seed: int = 42
     store: str
@@ -51,6 +52,7 @@ class Recipe(Section):
     eval: EvalSpec = EvalSpec()
     compare: CompareSpec = CompareSpec()
     run: RunSpec = RunSpec()
+    cluster: ClusterSpec = ClusterSpec()
 
     @property
     def run_dir(self) -> Path:
@@ -118,6 +120,11 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, defaults included, as `load_recipe` reads it."""
+    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -13,7 +13,7 @@ from jobs.ray_pool import num_cpus, ray_session
 from jobs.recipe import Recipe
 from jobs.runs import open_run
 from pipeline.errors import EXIT_PREEMPTED, UserError
-from train.faults import STOP_FILE, STOP_SIGNALS
+from train.faults import STOP_SIGNALS
 from train.metrics import (
     EVALUATIONS,
     Evaluation,
@@ -24,6 +24,7 @@ from train.metrics import (
     render_evaluation,
 )
 from train.plan import plan_lines
+from train.recipe import STOP_FILE
 from train.setup import set_up
 
 TAIL_EVERY_S = 0.5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from fsspec.asyn import AsyncFileSystem, sync
@@ -106,6 +107,9 @@ class ObjectFileSystem(RangeReader, FsspecStore):  # type: ignore[misc]
         except BaseError as error:
             raise _os_error(error) from error
         return info | {"name": self._strip_protocol(path)}  # obstore's has no bucket
+
+    def modified(self, path: str) -> datetime:
+        return cast(datetime, self.info(path)["last_modified"])
 
     async def _ls(self, path: str, detail: bool = True, **_kwargs: Any) -> list[Any]:
         try:

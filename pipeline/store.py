@@ -95,6 +95,10 @@ class Store:
         store, name = self.locate(name)
         return bool(store._fs.exists(store.path(name)))
 
+    def modified_unix_s(self, name: str) -> float:
+        """When a file was written, in seconds since 1970."""
+        return float(self._fs.modified(self.path(name)).timestamp())
+
     def names(self, folder: str, suffix: str) -> list[str]:
         """Sorted names of the files in a folder; an absent folder has none."""
         self._fs.invalidate_cache()

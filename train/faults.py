@@ -17,12 +17,11 @@ from pipeline.errors import UserError
 from train.data.loader import StepBatch
 from train.engine import Ranks
 from train.jsonl import append_line
-from train.recipe import FaultSpec, SpikeSpec
+from train.metrics import REFUSED_STEPS
+from train.recipe import STOP_FILE, FaultSpec, SpikeSpec
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they end a job: SLURM's --signal=USR1@120 gives it two minutes."""
-STOP_FILE = "stop"
-REFUSED_STEPS = "refused-steps.jsonl"
 
 
 class StopRequest:

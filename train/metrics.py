@@ -12,6 +12,7 @@ from train.jsonl import append_line, read_lines
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "eval.jsonl"
+REFUSED_STEPS = "refused-steps.jsonl"
 
 
 @dataclass(frozen=True)

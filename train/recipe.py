@@ -14,6 +14,8 @@ from train.samples import Samples
 
 RECIPE_FILE = "recipe.json"
 TOKENIZER_FOLDER = "tokenizer"
+STOP_FILE = "stop"
+"""A running training that finds it in its run folder writes a checkpoint and ends."""
 
 
 class TokenizerSpec(Section):

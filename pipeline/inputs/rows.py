@@ -42,6 +42,11 @@ class Unit:
         return f"u{self.number:08d}"
 
 
+def number_of(unit_name: str) -> int:
+    """The number in a unit's name."""
+    return int(unit_name.removeprefix("u"))
+
+
 @dataclass(frozen=True)
 class Row:
     """One input row."""

@@ -18,7 +18,7 @@ HEAVY = ("torch", "ray", "pyarrow", "transformers", "cv2", "deepspeed")
 
 OPTIONS_OF = {
     "plan": ["RECIPE", "--set"],
-    "ingest": ["RECIPE", "--retry", "--set"],
+    "ingest": ["RECIPE", "--retry", "--part", "--set"],
     "annotate": ["RECIPE", "--set"],
     "select": ["RECIPE", "--explain", "--compare", "--set"],
     "curate": ["RECIPE", "--set"],
@@ -33,6 +33,8 @@ OPTIONS_OF = {
     "compare": ["RECIPE", "--set"],
     "caption": ["RUN", "[IMAGE]...", "--heldout", "--sheet"],
     "report": ["RUN"],
+    "submit": ["RECIPE", "VERB", "--to", "--address", "--render", "--set"],
+    "exporter": ["RUN", "--port", "--textfile"],
     "demo": ["--out", "--corpus", "--tier", "--set"],
 }
 
