@@ -92,7 +92,7 @@ def test_kubernetes_takes_the_pods_and_the_recipe(verb: Verb) -> None:
 
 
 def test_the_pods_read_the_recipe_that_was_submitted(tmp_path: Path) -> None:
-    words = ["A photo of a {}.", "😀 'quoted' \\ \u2028 \x85 #", "two\nlines: [x]\n"]
+    words = ["A photo of a {}.", "😀 'quoted' \\ \u2028 \x85 # {}", "two\nlines: [x] {}\n"]
     given_recipe = recipe(f"eval.class_templates={json.dumps(words)}")
     _, recipe_map = yaml.safe_load_all(kubernetes.render(given_recipe, Verb.TRAIN))
     (tmp_path / "recipe.yaml").write_text(recipe_map["data"]["recipe.yaml"], encoding="utf-8")
