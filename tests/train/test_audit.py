@@ -44,7 +44,7 @@ def read_steps(run_dir: Path, num_steps: int, world_size: int = 1, state: State 
 
 def commit(run_dir: Path, state: State, num_samples: int) -> None:
     """A checkpoint as far as the audit looks at it."""
-    record = Record(state=TrainState(int(state["step"]), num_samples, state))
+    record = Record(state=TrainState(step=int(state["step"]), samples_seen=num_samples, stream=state))
     write_record(Store(str(run_dir / "checkpoints")), f"step-{state['step']:08d}", record)
 
 
