@@ -173,7 +173,7 @@ def test_dry_run_and_overfitting_work_for_every_objective(make_run: Callable[...
     job = TrainJob.read(run_dir)
     assert all(map(math.isfinite, dry_run(run_dir, job).losses))
     curve = overfit(run_dir, job, num_steps=60)
-    assert curve[-1] < curve[0] / 2
+    assert curve[-1] < 0.7 * curve[0]
     assert not committed_checkpoints(run_dir)
 
 
