@@ -82,7 +82,10 @@ class Prefix:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the training mode is restored afterwards."""
+    """Evaluation mode without gradients; the training mode is restored afterwards.
+
+    Not torch's inference mode, whose tensors cannot take part in the training of a probe.
+    """
     was_training = model.training
     model.eval()
     try:

@@ -7,6 +7,7 @@ the text tower, E embedding width.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -76,9 +77,9 @@ class Contrastive(Baseline):
         num_labels = torch.tensor(rows.num_labels, device=image_ME.device)
         return LossOutput(self.loss_sum(image_ME, text_ME), num_labels, None)
 
+    @abstractmethod
     def loss_sum(self, image_ME: Tensor, text_ME: Tensor) -> Tensor:
         """The loss of this process's pairs, from normalised embeddings; a float32 scalar."""
-        raise NotImplementedError
 
     def similarity(self, image_IE: Tensor, text_TE: Tensor) -> Tensor:
         """Logits of every image with every text, float32 [I, T]: cosine times learned scale."""

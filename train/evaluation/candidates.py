@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from train.evaluation.ranking import Scores
+from train.evaluation.ranking import Scores, unit
 
 RIDGE = 1.0
 """Of the variance of a standardised feature."""
@@ -33,12 +33,12 @@ def agreement(
     idf_V = np.log((1 + len(bags_NV)) / (1 + (bags_NV > 0).sum(axis=0)))
     mean_D, scale_D = train_ND.mean(axis=0), train_ND.std(axis=0) + 1e-6
     x_ND, x_ID = (train_ND - mean_D) / scale_D, (image_ID - mean_D) / scale_D
-    targets_NV = _unit(bags_NV * idf_V)
+    targets_NV = unit(bags_NV * idf_V)
     offset_V = targets_NV.mean(axis=0)
     gram_DD = x_ND.T @ x_ND + RIDGE * len(x_ND) * np.eye(x_ND.shape[1])
     weights_DV = np.linalg.solve(gram_DD, x_ND.T @ (targets_NV - offset_V))
     # Without the offset, so that words which all captions have do not speak for a text.
-    return np.asarray(_unit(x_ID @ weights_DV) @ _unit(_bags(text_ids, vocabulary) * idf_V).T, np.float64)
+    return np.asarray(unit(x_ID @ weights_DV) @ unit(_bags(text_ids, vocabulary) * idf_V).T, np.float64)
 
 
 def best(scores_QD: Scores, k: int) -> NDArray[np.bool_]:
@@ -55,8 +55,3 @@ def _bags(texts: Sequence[Sequence[int]], vocabulary: NDArray[np.int64]) -> Scor
         known = np.asarray(ids, np.int64)[np.isin(ids, vocabulary)]
         np.add.at(bag_V, np.searchsorted(vocabulary, known), 1)
     return bags
-
-
-def _unit(x: Scores) -> Scores:
-    """Lines of length 1; zeros stay zeros."""
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12), np.float64)

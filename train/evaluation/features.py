@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from model import LoadedModel, ModelError
+from model.cache import inference
 from train.evaluation.samples import EvalData, Labelled
 from train.evaluation.spec import EvalSpec
 
@@ -88,13 +89,8 @@ class ImageFeatures:
     def _encode(self, images: list[tuple[Any, tuple[int, int]]]) -> list[Tensor]:
         """Float32 [P, D] of each, on the CPU."""
         model = self._loaded.model
-        was_training = model.training
-        model.eval()
-        # Not inference mode: its tensors cannot take part in the training of a probe.
-        with torch.no_grad():
-            encoded = [one.float().cpu() for one in model.encode_images(images)]
-        model.train(was_training)
-        return encoded
+        with inference(model):
+            return [one.float().cpu() for one in model.encode_images(images)]
 
 
 class Features:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model import EncodedSample, pack_rows
+from model.cache import inference
 from train.evaluation.ranking import Scores
 from train.evaluation.result import Metric, Part
 from train.evaluation.samples import EvalData, Labelled
@@ -74,7 +74,6 @@ def language(scorer: LikelihoodScorer, data: EvalData, spec: EvalSpec) -> Part:
 def _predict(scorer: LikelihoodScorer, images: Sequence[Labelled], batch_images: int) -> _Tokens:
     loaded, tokens = scorer.loaded, _Tokens()
     model: Any = loaded.model
-    model.eval()
     for begin in range(0, len(images), batch_images):
         batch = images[begin : begin + batch_images]
         encoded = [
@@ -84,7 +83,7 @@ def _predict(scorer: LikelihoodScorer, images: Sequence[Labelled], batch_images:
             if caption
         ]
         rows = pack_rows([encoded], sum(sample.num_tokens for sample in encoded)).to(model.device)
-        with torch.inference_mode(), _watch_head(model.lm_head, tokens):
+        with inference(model), _watch_head(model.lm_head, tokens):
             out = model(rows)
         tokens.losses.append(out.token_losses_L.cpu().numpy().astype(np.float64))
         tokens.ids.append(rows.input_ids_BS.flatten()[rows.label_index_L].cpu().numpy())

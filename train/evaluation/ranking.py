@@ -19,6 +19,11 @@ def log_mean_exp(x: Scores, axis: int) -> Scores:
     return np.asarray(np.squeeze(top, axis) + np.log(np.exp(x - top).mean(axis=axis)), np.float64)
 
 
+def unit(x: Scores) -> Scores:
+    """Lines of length 1; zeros stay zeros."""
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12), np.float64)
+
+
 def ranks(scores_QD: Scores, positive_QD: Mask) -> NDArray[np.int64]:
     """Place of the best positive document among the others of its query, from 1, [Q]. Ties count against the query.
 

@@ -9,11 +9,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from model import GenLIP, LoadedModel, load_rgb, score_captions
 from model.baselines import CapPa
+from model.cache import inference
 from model.layers import PatchEmbedding
 from model.modeling_genlip import ImagePatches
 from train.evaluation.ranking import Scores, log_mean_exp
@@ -89,14 +89,16 @@ class CosineScorer(_Encoding):
 
     def embed_images(self, images: Sequence[ImagePatches]) -> Scores:
         """Of length 1, [I, E]."""
-        with _inference(self.loaded.model) as model:
+        model: Any = self.loaded.model
+        with inference(model):
             begins = range(0, len(images), IMAGES_PER_PASS)
             return np.concatenate([_numpy(model.embed_images(images[at : at + IMAGES_PER_PASS])) for at in begins])
 
     def embed_texts(self, texts: Sequence[str]) -> Scores:
         """Of length 1, [T, E]."""
         ids = [self.ids(text) for text in texts]
-        with _inference(self.loaded.model) as model:
+        model: Any = self.loaded.model
+        with inference(model):
             begins = range(0, len(ids), TEXTS_PER_PASS)
             return np.concatenate([_numpy(model.embed_texts(ids[at : at + TEXTS_PER_PASS])) for at in begins])
 
@@ -147,17 +149,6 @@ def count_patches(model: nn.Module) -> Iterator[PatchCount]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def _inference(model: Any) -> Iterator[Any]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield model
-    finally:
-        model.train(was_training)
 
 
 def _numpy(x: Tensor) -> Scores:

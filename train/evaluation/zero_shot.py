@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from train.evaluation.cost import announce
 from train.evaluation.gain import why_gain_is_worse
-from train.evaluation.ranking import Classes, Scores, class_ranks, log_mean_exp
+from train.evaluation.ranking import Classes, Scores, class_ranks, log_mean_exp, unit
 from train.evaluation.result import Metric, Part
 from train.evaluation.samples import EvalData, Labelled
 from train.evaluation.scorers import CosineScorer, LikelihoodScorer, Scorer, count_patches
@@ -175,7 +175,7 @@ def _by_likelihood(scorer: LikelihoodScorer, task: _Task, prior_T: Scores) -> _S
 def _by_cosine(scorer: CosineScorer, task: _Task) -> _Score:
     text_TE = scorer.embed_texts(task.texts)
     class_CE_of = {
-        source: _unit(np.stack([text_TE[group].mean(axis=0) for group in groups]))
+        source: unit(np.stack([text_TE[group].mean(axis=0) for group in groups]))
         for source, groups in task.texts_of.items()
     }
 
@@ -185,10 +185,6 @@ def _by_cosine(scorer: CosineScorer, task: _Task) -> _Score:
             yield (source, GAIN), image_cE @ class_CE.T
 
     return score
-
-
-def _unit(x: Scores) -> Scores:
-    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), np.float64)
 
 
 def _measure(part: Part, prefix: str, task: _Task, scores_IC: Scores, num_heldout: int) -> None:
