@@ -71,7 +71,7 @@ def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
     """The keys that decide what is trained; the others may change between a run and its resumption."""
     identity = {key: recipe[key] for key in ("name", "seed", "store", "shards", "tokenizer", "objective", "model")}
     operation = ("checkpoint", "faults", "log_every", "log", "profile", "threads", "reading", "max_bad_samples")
-    memory = ("micro_rows", "zero", "gradient_checkpointing", "deepspeed")  # other machines need others
+    memory = ("micro_rows", "zero", "gradient_checkpointing", "compile", "deepspeed")  # other machines need others
     free = (*operation, *memory, "devices")
     identity["train"] = {key: value for key, value in recipe["train"].items() if key not in free}
     return identity

@@ -5,7 +5,7 @@ K channels of a head, L labelled tokens, P image tokens of one image, C channels
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -174,12 +174,13 @@ class GenLIP(nn.Module):
         """Compiles the block, one graph for all layers, for passes in training mode; evaluation stays eager.
 
         The first step is slow, and so is the first one with another number of samples, which compiles for any number.
-        Parameter names and results do not change, but with "inductor" DropPath draws other numbers.
+        Parameter names and results do not change, to rounding; DropPath draws the numbers of eager mode.
 
         Args:
             backend: of `torch.compile`; "inductor" needs a C++ compiler on a CPU.
         """
-        self._run_training_block = torch.compile(_run_block, fullgraph=True, backend=backend)
+        options: dict[str, Any] | None = {"fallback_random": True} if backend == "inductor" else None
+        self._run_training_block = torch.compile(_run_block, fullgraph=True, backend=backend, options=options)
 
     def packed_attend(self, rows: PackedRows) -> Attend:
         """The prefix-LM attention of these rows, planned once for all blocks."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import trainer
+from tests.bench.harness import Result
 from tests.bench.trainer_engine import part_of
 from tests.bench.trainer_inputs import TrainerSetup
 from tests.bench.trainer_side import Mark, summary
@@ -53,6 +54,12 @@ def test_our_side_trains_on_the_benchmarks_store(tmp_path: Path) -> None:
     assert 0 <= data_waits[0] < 1
     again = trainer.measure(setup, data_waits)  # in a fresh folder: nothing is resumed
     assert again.keys() == figures.keys()
-    engine, *parts = trainer.take_apart(setup)
+    answer = trainer.run_module("trainer_engine", setup)
+    engine, *parts = trainer.take_apart(answer)
     assert engine.peer == "a plain PyTorch loop"
     assert 0 < sum(part.value for part in parts) <= 1
+    peer = Result("trainer", "train_samples_per_cpu_s", 3.0, "samples/CPU s", "peer", 2.0, 1.5)
+    bound = trainer.bound(answer, peer)
+    assert bound.ratio is not None
+    assert bound.ratio == bound.value / 2
+    assert bound.value > answer["num_samples"] / answer["engine"]

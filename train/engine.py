@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from model import GenLIP
 from model.baselines import Baseline
+from pipeline.errors import EXIT_ENVIRONMENT, UserError
 from train.deepspeed_config import deepspeed_config
 from train.ema import keep_average
 from train.optimizer import build_optimizer
@@ -69,6 +71,8 @@ def build_engine(model: GenLIP | Baseline, spec: TrainSpec, world_size: int) -> 
 
     model.gradient_checkpointing = spec.gradient_checkpointing != "none"
     model.recompute = "cheap" if spec.gradient_checkpointing == "selective" else "all"
+    if spec.compile:
+        _compile(model)
     optimizer = build_optimizer(model, spec.optim)
     if spec.ema:
         keep_average(optimizer, spec.ema.decay)
@@ -77,6 +81,18 @@ def build_engine(model: GenLIP | Baseline, spec: TrainSpec, world_size: int) -> 
     if spec.zero.stage == 0:
         engine.clip_fp32_gradients = partial(_clip_or_discard, engine)
     return engine
+
+
+def _compile(model: GenLIP | Baseline) -> None:
+    """Raises UserError where there is nothing to compile, or nothing to compile it with."""
+    if not isinstance(model, GenLIP):
+        next_step = "--set train.compile=false; of one objective of a comparison: compare.overrides"
+        raise UserError(f"train.compile is for the objective genlip, not {model.objective}", next_step=next_step)
+    compiler = os.environ.get("CXX", "g++")  # as torch.compile finds it
+    if not shutil.which(compiler):
+        next_step = "install g++ on every node, or --set train.compile=false"
+        raise UserError("train.compile", why=f"no {compiler} here", next_step=next_step, exit_code=EXIT_ENVIRONMENT)
+    model.compile_blocks()
 
 
 def _clip_or_discard(engine: Any) -> None:

@@ -16,6 +16,8 @@ RECIPE_FILE = "recipe.json"
 TOKENIZER_FOLDER = "tokenizer"
 STOP_FILE = "stop"
 """A running training that finds it in its run folder writes a checkpoint and ends."""
+RESTART_FILE = "restart"
+"""The same, for a launcher that starts the processes again, on other nodes or in another number."""
 
 
 class TokenizerSpec(Section):
@@ -228,6 +230,8 @@ class TrainSpec(Section):
     gradient_checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass recomputes to save memory: `full` every block, `selective` all of it but matrix products
     and attention."""
+    compile: bool = False
+    """Compile GenLIP's block by `torch.compile`: faster steps after a slow first one. Needs a C++ compiler."""
     deepspeed: dict[str, Any] = {}
     """More keys of DeepSpeed's configuration, as it spells them. Those that the recipe decides are refused; DeepSpeed
     itself ignores ones that it does not know."""
@@ -268,6 +272,8 @@ class TrainSpec(Section):
                 "train.zero.stage 0 has no fp32 master weights for train.precision bf16: use stage 1, which costs the"
                 " same on one process, or precision fp32"
             )
+        if self.zero.stage == 3 and self.compile:
+            raise ValueError("train.compile needs whole weights, which train.zero.stage 3 has not: use stage 2")
         return self
 
     @model_validator(mode="after")

@@ -45,6 +45,8 @@ def main(setup_json: str) -> None:
     scale = 1 / batch.num_labels
     engine = build_engine(GenLIP(run.config), run.job.train, ranks.world_size)
     model = GenLIP(run.config).train()
+    if setup.compile:
+        model.compile_blocks()
     optimizer = build_optimizer(model, run.job.train.optim)
 
     def engine_step() -> None:
@@ -58,13 +60,13 @@ def main(setup_json: str) -> None:
         optimizer.zero_grad()
 
     times_s: dict[str, list[float]] = {"engine": [], "plain": []}
-    for number in range(setup.num_steps + 1):
+    for number in range(setup.num_steps + setup.num_warmup):
         for name, step in (("engine", engine_step), ("plain", plain_step)):
             seconds = _cpu_s(step)
-            if number:
+            if number >= setup.num_warmup:
                 times_s[name].append(seconds)
     medians = {name: statistics.median(seconds) for name, seconds in times_s.items()}
-    print(json.dumps(medians | {"parts": _parts(engine_step)}))
+    print(json.dumps(medians | {"num_samples": len(rows.segments_M4), "parts": _parts(engine_step)}))
 
 
 def _cpu_s(step: Callable[[], None]) -> float:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,10 @@ CLIP = 1.0
 class TrainerSetup(StepSetup):
     """One measurement of one side, in a process of its own."""
 
+    num_warmup: int = 1
+    """Steps before those that are timed."""
+    compile: bool = False
+    """By `torch.compile`: our block, as `train.compile` does, or a peer's model."""
     run_dir: str = ""
     """Ours to train in; peers take tokenizer, processor and shards from it."""
 
@@ -59,11 +64,11 @@ def make_bench_run(folder: Path, preset: str, max_vocab_size: int, row_tokens: i
     return run_dir, tokenizer.vocab_size
 
 
-def set_length(run_dir: Path, num_samples: int) -> None:
-    """Makes the run so long."""
+def set_train(run_dir: Path, **values: Any) -> None:
+    """Changes keys of the section `train`, such as the length of the run."""
     path = run_dir / RECIPE_FILE
     recipe = json.loads(path.read_text(encoding="utf-8"))
-    recipe["train"]["length"] = num_samples
+    recipe["train"] |= values
     path.write_text(json.dumps(recipe), encoding="utf-8")
 
 

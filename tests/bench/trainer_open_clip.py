@@ -20,6 +20,8 @@ def run(setup: TrainerSetup) -> list[Mark]:
     bare_package("open_clip", Path(setup.folder) / "src" / "open_clip")
     missing_package("timm.layers", DropPath=nn.Identity)
     model = build_model(importlib.import_module("open_clip.naflex_genlip_model"), setup).train()
+    if setup.compile:
+        model.compile()  # as its --torchcompile does
 
     def loss(samples: list[EncodedSample]) -> Tensor:
         mean: Tensor = model(**pad(samples), compute_loss=True)["loss"]

@@ -27,7 +27,7 @@ def train(setup: TrainerSetup, model: nn.Module, loss: Loss) -> list[Mark]:
     """Steps of as many samples as fill a row.
 
     Args:
-        setup: Whose `num_steps` are taken after a first one.
+        setup: Whose `num_steps` are taken after those that warm up.
         model: The peer's.
         loss: Mean loss of a batch in the peer's layout.
     """
@@ -41,7 +41,7 @@ def train(setup: TrainerSetup, model: nn.Module, loss: Loss) -> list[Mark]:
         optimizer.zero_grad()
         num_samples += len(samples)
         marks.append(Mark(num_samples, time.process_time(), time.perf_counter(), {}))
-        if len(marks) > setup.num_steps:
+        if len(marks) == setup.num_warmup + setup.num_steps:
             return marks
     raise RuntimeError("the shards repeat without end")
 

@@ -36,11 +36,11 @@ def main(setup_json: str) -> None:
     setup = TrainerSetup(**json.loads(setup_json))
     side = importlib.import_module(f"tests.bench.trainer_{setup.side}")
     marks = side.run(setup)
-    print(json.dumps(summary(marks) | {"name": side.NAME, "versions": _versions()}))
+    print(json.dumps(summary(marks[setup.num_warmup - 1 :]) | {"name": side.NAME, "versions": _versions()}))
 
 
 def summary(marks: list[Mark]) -> dict[str, object]:
-    """Of all steps but the first, which warms up."""
+    """Of all steps but the first, the last that warms up."""
     first, last = marks[0], marks[-1]
     wall_s = [after.wall_s - before.wall_s for before, after in pairwise(marks)]
     names = last.shares.keys()

@@ -9,6 +9,8 @@ from tiny_steps import CONFIG, batch
 from torch import Tensor
 
 from model import GenLIP, GenLIPConfig
+from model.baselines import build_model
+from pipeline.errors import UserError
 from train.checkpoints.engine_state import WEIGHT, EngineState
 from train.deepspeed_config import OWNED, deepspeed_config
 from train.engine import build_engine, join_group
@@ -134,12 +136,31 @@ def test_checkpoints_in_the_blocks_change_nothing(kind: str, stage: int) -> None
     assert losses == expected
 
 
+def test_a_compiled_block_is_the_same_to_rounding() -> None:
+    _, expected = train()
+    _, losses = train(compile=True)
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_compiler_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no no-such-compiler here"):
+        train(compile=True)
+
+
+def test_other_objectives_are_not_compiled_and_the_error_says_so() -> None:
+    ranks = join_group()
+    with pytest.raises(UserError, match="for the objective genlip, not clip"):
+        build_engine(build_model(CONFIG, "clip"), make_spec(compile=True), ranks.world_size)
+
+
 # ---------------------------------------------------------------- refusals, and the raw section
 
 
 def test_features_that_exclude_each_other_are_refused_with_the_reason() -> None:
     assert "no fp32 master weights" in refusal(precision="bf16", zero={"stage": 0})
     assert "needs stage 1, 2 or 3" in refusal(zero={"stage": 0, "offload": "optimizer"})
+    assert "needs whole weights" in refusal(zero={"stage": 3}, compile=True)
     assert "needs stage 3" in refusal(zero={"stage": 2, "offload": "all"})
     assert "does not divide train.lanes 2" in refusal(micro_rows=3)
     assert "min_lr 0.1 is above lr 0.001" in refusal(optim={"min_lr": 0.1})

@@ -31,17 +31,22 @@ def kill_behind_checkpoint(group: Group, run_dir: Path, num_checkpoints: int = 1
 
 
 @pytest.mark.parametrize(
-    ("world_size", "stage", "num_steps", "precision"),
-    [(1, 1, 40, "fp32"), (2, 1, 12, "fp32"), (2, 2, 12, "fp32"), (2, 3, 8, "bf16")],
+    ("world_size", "stage", "num_steps", "options"),
+    [
+        (1, 1, 40, ["train.precision=fp32"]),
+        (2, 1, 12, ["train.precision=fp32"]),
+        (2, 2, 12, ["train.precision=fp32"]),
+        (2, 3, 8, ["train.precision=bf16"]),
+        (1, 1, 8, ["train.precision=fp32", "train.compile=true"]),
+    ],
     ids=str,
 )
 def test_killed_and_resumed_is_bit_for_bit_the_run_that_was_not(
-    make_run: Callable[..., Path], tmp_path: Path, world_size: int, stage: int, num_steps: int, precision: str
+    make_run: Callable[..., Path], tmp_path: Path, world_size: int, stage: int, num_steps: int, options: list[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     length = samples_of_steps(make_run("name=count"), num_steps)
-    options = [f"train.length={length}", f"train.checkpoint.every={length // 2}", f"train.zero.stage={stage}"]
-    options.append(f"train.precision={precision}")
+    options = [*options, f"train.length={length}", f"train.checkpoint.every={length // 2}", f"train.zero.stage={stage}"]
     straight, killed = make_run("name=straight", *options), make_run("name=killed", *options)
     first = Group(recipe, "name=killed", *options, world_size=world_size)
     kill_behind_checkpoint(first, killed, step=num_steps // 2 + 2)
