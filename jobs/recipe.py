@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 import jobs.annotators  # noqa: F401 the annotators that a recipe may name
 import pipeline.annotate.builtin  # noqa: F401
+from jobs.capacity.spec import CapacitySpec
 from jobs.cluster.spec import ClusterSpec
 from jobs.compare.spec import CompareSpec
 from pipeline.curate.spec import CurateSpec
@@ -28,8 +29,21 @@ class RunSpec(Section):
     """Training processes (GPUs, or CPU cores where there is no GPU); 0 takes what the machine has."""
     ray_address: str = "local"
     """`local` starts a Ray for this command; `auto` or an address joins a cluster."""
+    min_workers: Annotated[int, Field(ge=0)] = 0
+    """With so many training processes a run goes on when nodes are lost and not replaced, and with more again when
+    they come back; 0 waits for all."""
     max_failures: Annotated[int, Field(ge=0)] = 1
-    """How often a lost training worker is replaced before the command gives up."""
+    """How often training starts again from its checkpoint after a process died, before the command gives up."""
+    max_preemptions: Annotated[int, Field(ge=0)] = 100
+    """The same for nodes and processes that were taken away with notice: drained, or sent SIGTERM."""
+
+    @model_validator(mode="after")
+    def _fewer_than_all(self) -> "RunSpec":
+        if self.min_workers and not self.min_workers <= self.workers:
+            raise ValueError(
+                f"run.min_workers {self.min_workers} needs run.workers, and not fewer: it is {self.workers}"
+            )
+        return self
 
 
 class Recipe(Section):
@@ -53,6 +67,7 @@ class Recipe(Section):
     compare: CompareSpec = CompareSpec()
     run: RunSpec = RunSpec()
     cluster: ClusterSpec = ClusterSpec()
+    capacity: CapacitySpec = CapacitySpec()
 
     @property
     def run_dir(self) -> Path:

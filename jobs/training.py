@@ -3,29 +3,31 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jobs.console import say
-from jobs.ray_pool import num_cpus, ray_session
+from jobs.elastic import ElasticRun
+from jobs.meter import TrainingMeter
+from jobs.ray_pool import ray_session
+from jobs.ray_train import devices_of, is_preempted
 from jobs.recipe import Recipe
 from jobs.runs import open_run
-from pipeline.errors import EXIT_PREEMPTED, UserError
+from pipeline.errors import EXIT_PREEMPTED
 from train.faults import STOP_SIGNALS
 from train.metrics import (
     EVALUATIONS,
     Evaluation,
     LogTail,
     StepMetrics,
-    read_metrics,
     render,
     render_evaluation,
 )
 from train.plan import plan_lines
-from train.recipe import STOP_FILE
-from train.setup import set_up
+from train.recipe import RESTART_FILE, STOP_FILE
+from train.setup import set_up, world_sizes
 
 TAIL_EVERY_S = 0.5
 
@@ -66,11 +68,19 @@ def _train_in_group(recipe: Recipe, run_dir: Path, allowed: Sequence[str]) -> in
     from train.main import run_training
 
     if is_first():
-        (run_dir / STOP_FILE).unlink(missing_ok=True)
-        _say_plan(run_dir, int(os.environ["WORLD_SIZE"]))
+        for name in (STOP_FILE, RESTART_FILE):
+            (run_dir / name).unlink(missing_ok=True)
+        for line in plan_lines(set_up(run_dir), int(os.environ["WORLD_SIZE"])):
+            say(line)
+    meter = TrainingMeter(recipe, run_dir)
+
+    def on_log(metrics: StepMetrics) -> None:
+        say(render(metrics, recipe.train.length))
+        meter.tell()
+
     return run_training(
         run_dir,
-        on_log=lambda metrics: say(render(metrics, recipe.train.length)),
+        on_log=on_log,
         on_evaluation=lambda evaluation: say(render_evaluation(evaluation)),
         allowed=allowed,
     ).samples_seen
@@ -78,74 +88,22 @@ def _train_in_group(recipe: Recipe, run_dir: Path, allowed: Sequence[str]) -> in
 
 def _train_under_ray(recipe: Recipe, run_dir: Path, allowed: Sequence[str]) -> int:
     (run_dir / STOP_FILE).unlink(missing_ok=True)
-    with ray_session(recipe.run.ray_address), _stop_on_signal(run_dir), _tail(run_dir, recipe.train.length):
+    with ray_session(recipe.run.ray_address), _stop_on_signal(run_dir), _tail(recipe, run_dir):
+        devices, setup, spec = devices_of(recipe), set_up(run_dir), recipe.run
+        sizes = world_sizes(setup, devices.num_processes, spec.min_workers)
+        for line in plan_lines(setup, devices.num_processes, min_world_size=spec.min_workers):
+            say(line)
         config = {"run_dir": str(run_dir.resolve()), "allowed": list(allowed)}
-        _say_plan(run_dir, num_workers(recipe))
-        run_in_workers(ray_worker, config, recipe, run_dir / "ray", recipe.run.max_failures)
+        samples_seen = ElasticRun(run_dir, recipe.train.length, spec, devices, sizes).train(ray_worker, config)
     (run_dir / STOP_FILE).unlink(missing_ok=True)
-    return int(read_metrics(run_dir)[-1]["samples"])
+    return samples_seen
 
 
 def ray_worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker. Checkpoints and metrics are the trainer's own files."""
     from train.main import run_training
 
-    run_training(Path(config["run_dir"]), allowed=config["allowed"])
-
-
-def num_workers(recipe: Recipe) -> int:
-    """Training processes on the cluster that is joined: by default one a GPU, or one a CPU core where there is none."""
-    return recipe.run.workers or _num_gpus() or num_cpus()
-
-
-def _num_gpus() -> int:
-    import ray
-
-    return int(ray.cluster_resources().get("GPU", 0))
-
-
-def run_in_workers(
-    function: Callable[[dict[str, Any]], None], config: dict[str, Any], recipe: Recipe, storage: Path, max_failures: int
-) -> None:
-    """Run a function in the training processes, as a group, under Ray Train.
-
-    Args:
-        function: Is given the config, in this process's working directory where that exists.
-        config: Anything that pickles.
-        recipe: Says how many processes.
-        storage: Folder for Ray's own records, shared by all nodes.
-        max_failures: How often the group is started again after one of its processes died.
-
-    Raises:
-        UserError: As the function raised it.
-    """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
-
-    working_dir = os.getcwd()
-
-    def run(config: dict[str, Any]) -> None:
-        if Path(working_dir).is_dir():
-            os.chdir(working_dir)  # Ray Train starts workers elsewhere, where the recipe's relative paths fail
-        function(config)
-
-    trainer = TorchTrainer(
-        run,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=num_workers(recipe), use_gpu=_num_gpus() > 0),
-        run_config=RunConfig(
-            name=recipe.name,
-            storage_path=str(storage.resolve()),
-            failure_config=FailureConfig(max_failures=max_failures),
-        ),
-    )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        for failure in error.worker_failures.values() if hasattr(error, "worker_failures") else ():
-            if isinstance(failure, UserError):
-                raise failure from None
-        raise
+    run_training(Path(config["run_dir"]), allowed=config["allowed"], is_preempted=is_preempted)
 
 
 @contextmanager
@@ -164,10 +122,10 @@ def _stop_on_signal(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _tail(run_dir: Path, length: int) -> Iterator[None]:
+def _tail(recipe: Recipe, run_dir: Path) -> Iterator[None]:
     """Say the lines that the workers add to the metrics: Ray's own log forwarding would prefix and repeat them."""
     stop = threading.Event()
-    log, evaluations = LogTail(run_dir), LogTail(run_dir, EVALUATIONS)
+    log, evaluations, meter = LogTail(run_dir), LogTail(run_dir, EVALUATIONS), TrainingMeter(recipe, run_dir)
     for tail in (log, evaluations):
         tail.read()  # what the run has logged before
 
@@ -177,9 +135,10 @@ def _tail(run_dir: Path, length: int) -> Iterator[None]:
 
     def flush() -> None:
         for entry in log.read():
-            say(render(StepMetrics(**entry), length))
+            say(render(StepMetrics(**entry), recipe.train.length))
         for entry in evaluations.read():
             say(render_evaluation(Evaluation(**entry)))
+        meter.tell()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -189,8 +148,3 @@ def _tail(run_dir: Path, length: int) -> Iterator[None]:
         stop.set()
         thread.join()
         flush()
-
-
-def _say_plan(run_dir: Path, world_size: int) -> None:
-    for line in plan_lines(set_up(run_dir), world_size):
-        say(line)

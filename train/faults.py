@@ -6,7 +6,7 @@ import signal
 import statistics
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -18,20 +18,27 @@ from train.data.loader import StepBatch
 from train.engine import Ranks
 from train.jsonl import append_line
 from train.metrics import REFUSED_STEPS
-from train.recipe import STOP_FILE, FaultSpec, SpikeSpec
+from train.recipe import RESTART_FILE, STOP_FILE, FaultSpec, SpikeSpec
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they end a job: SLURM's --signal=USR1@120 gives it two minutes."""
 
 
 class StopRequest:
-    """Whether this process was asked to stop: by a signal, or by the file RUN/stop, which the first process looks for.
+    """Whether this process was asked to stop: by a signal, by its launcher, or by RUN/stop or RUN/restart.
 
-    The ranks agree about it in the sum of the step's loss, so that all of them stop after the same step.
+    Only the first process looks for the files. The ranks agree about it in the sum of the step's loss, so that all of
+    them stop after the same step.
     """
 
-    def __init__(self, run_dir: Path, ranks: Ranks) -> None:
-        self._file = run_dir / STOP_FILE if ranks.is_first else None
+    def __init__(self, run_dir: Path, ranks: Ranks, is_preempted: Callable[[], bool] = lambda: False) -> None:
+        """Args:
+        run_dir: Where a file asks to stop.
+        ranks: This process's place.
+        is_preempted: What the launcher knows, where signals do not reach the thread that trains.
+        """
+        self._files = [run_dir / STOP_FILE, run_dir / RESTART_FILE] if ranks.is_first else []
+        self._is_preempted = is_preempted
         self._is_signalled = False
         self._handlers: dict[int, Any] = {}
 
@@ -48,7 +55,7 @@ class StopRequest:
         self._is_signalled = True
 
     def __bool__(self) -> bool:
-        return self._is_signalled or (self._file is not None and self._file.exists())
+        return self._is_signalled or self._is_preempted() or any(file.exists() for file in self._files)
 
 
 class HangWatch:

@@ -117,6 +117,7 @@ class Trainer:
         seed: int,
         on_log: OnLog,
         evaluation: HeldoutEvaluation | None = None,
+        is_preempted: Callable[[], bool] = lambda: False,
     ) -> None:
         """Args:
         engine: From `build_engine`.
@@ -128,10 +129,11 @@ class Trainer:
         seed: Of DropPath.
         on_log: Called with each logged step, on every rank.
         evaluation: Measures on the way, where the recipe says so.
+        is_preempted: Whether the launcher knows that this process will be taken away; all ranks stop then.
         """
         self._engine, self._loader, self._checkpoints, self._spec = engine, loader, checkpoints, spec
         self._ranks, self._run_dir, self._seed, self._on_log = ranks, run_dir, seed, on_log
-        self._evaluation = evaluation
+        self._evaluation, self._is_preempted = evaluation, is_preempted
 
     def fit(self, state: TrainState) -> TrainState:
         """Train until `length` samples are seen, or until a rank is asked to stop; either way a checkpoint is there.
@@ -153,7 +155,8 @@ class Trainer:
         meter = Meter(self._loader, spec, ranks, state.samples_seen)
         window = ProfileWindow(self._run_dir, spec.profile, ranks)
         watch = HangWatch(self._run_dir, ranks.rank, spec.faults.hang_s)
-        with StopRequest(self._run_dir, ranks) as stop, watch, closing(iter(self._loader)) as steps:
+        request = StopRequest(self._run_dir, ranks, self._is_preempted)
+        with request as stop, watch, closing(iter(self._loader)) as steps:
             is_last = state.samples_seen >= spec.length
             while not is_last:
                 with window.step(state.step + 1):

@@ -23,6 +23,7 @@ def run_training(
     on_log: OnLog = lambda metrics: None,
     on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
     allowed: Sequence[str] = (),
+    is_preempted: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Train or resume the run in a folder, as one process of the group that the environment describes.
 
@@ -31,6 +32,7 @@ def run_training(
         on_log: Called on the first process for each logged step, after it was written to the metrics.
         on_evaluation: The same for each evaluation.
         allowed: Keys in which the checkpoint to resume from may be another's.
+        is_preempted: Whether the launcher knows that this process will be taken away.
 
     Returns:
         The state at the end, with fewer samples than the recipe's length where the run was asked to stop.
@@ -58,7 +60,8 @@ def run_training(
             on_evaluation(evaluation)
 
     evaluation = HeldoutEvaluation(setup, heldout, ranks, log_evaluation) if heldout else None
-    state = Trainer(engine, loader, checkpoints, spec, ranks, run_dir, job.seed, log, evaluation).fit(state)
+    trainer = Trainer(engine, loader, checkpoints, spec, ranks, run_dir, job.seed, log, evaluation, is_preempted)
+    state = trainer.fit(state)
     sinks.close()
     return state
 

@@ -15,7 +15,7 @@ from train.mfu import device_name, mfu_lines
 from train.optimizer import decay_lines
 from train.plan_cost import StepCost, cost_lines
 from train.recipe import TrainSpec
-from train.setup import RunSetup, check_world_size
+from train.setup import RunSetup, world_sizes
 
 _SEGMENTS_LOOKED_AT = 4
 _BATCH = 64
@@ -45,19 +45,20 @@ def measure(stream: Stream) -> Means:
     return Means(num_rows, num_samples, mean("tokens_N"), mean("patches_N"), mean("flops_N"))
 
 
-def plan_lines(setup: RunSetup, world_size: int, run_dir: Path | None = None) -> list[str]:
+def plan_lines(setup: RunSetup, world_size: int, run_dir: Path | None = None, min_world_size: int = 0) -> list[str]:
     """The training plan as lines of text.
 
     Args:
         setup: Of the run.
         world_size: Processes to plan for.
         run_dir: Whose metrics say how fast the devices are, if it has any.
+        min_world_size: With how many of them the run may go on when others are lost; 0: with all.
 
     Raises:
         UserError: The lanes cannot be dealt to that many processes, or what is to be measured does not exist.
     """
     spec, network = setup.job.train, setup.network
-    check_world_size(spec.lanes, spec.micro_rows, world_size, network.skeleton().needs_whole_batch)
+    sizes = world_sizes(setup, world_size, min_world_size)
     means = measure(setup.stream)
     samples_per_step = means.num_samples / means.num_rows * spec.lanes
     accumulation = spec.lanes // (world_size * spec.micro_rows)
@@ -73,6 +74,7 @@ def plan_lines(setup: RunSetup, world_size: int, run_dir: Path | None = None) ->
         f" ≈ {samples_per_step:.1f} samples",
         f"processes  {spec.lanes} lanes = {world_size} processes × {spec.micro_rows} rows"
         f" × {accumulation} accumulated; ZeRO stage {spec.zero.stage}, {spec.precision}",
+        *_elastic_lines(spec, sizes),
         *_schedule_lines(spec, samples_per_step),
         f"compute    {spec.length:,} samples × {means.flops / 1e9:.2f} GFLOP"
         f" = {spec.length * means.flops:.3g} FLOP (forward + backward, {network.name})",
@@ -84,6 +86,12 @@ def plan_lines(setup: RunSetup, world_size: int, run_dir: Path | None = None) ->
         *decay_lines(network, spec.optim),
         *cost_lines(network, spec, _step_cost(setup, means), world_size, run_dir),
     ]
+
+
+def _elastic_lines(spec: TrainSpec, sizes: list[int]) -> list[str]:
+    """With how many processes a run goes on that has lost some, where it may."""
+    fewer = [f"{size} × {spec.micro_rows} × {spec.lanes // (size * spec.micro_rows)}" for size in sizes[1:]]
+    return [f"elastic    the same {spec.lanes} lanes as {' or '.join(fewer)} when nodes are lost"] if fewer else []
 
 
 def _model_line(setup: RunSetup) -> str:

@@ -79,6 +79,31 @@ def _fingerprint(job: TrainJob, sources: list[Source], mixture: Mixture, tokeniz
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def world_sizes(setup: RunSetup, largest: int, smallest: int) -> list[int]:
+    """Numbers of processes with which a run may train, the largest first.
+
+    Args:
+        setup: Of the run.
+        largest: When nothing is missing.
+        smallest: When processes are lost and not replaced; 0: no fewer than the largest.
+
+    Raises:
+        UserError: The largest or the smallest does not divide the lanes; with the numbers that fit.
+    """
+    spec, whole_batch = setup.job.train, setup.network.skeleton().needs_whole_batch
+    if whole_batch and 0 < smallest < largest:
+        raise UserError(
+            f"this run cannot go on with {smallest} of {largest} processes",
+            where="run.min_workers",
+            why="a contrastive objective holds the global batch in one forward pass, train.micro_rows in each process",
+            next_step="leave run.min_workers out",
+        )
+    smallest = smallest or largest
+    for size in (largest, smallest):
+        check_world_size(spec.lanes, spec.micro_rows, size, whole_batch)
+    return [size for size in range(largest, smallest - 1, -1) if spec.lanes % (size * spec.micro_rows) == 0]
+
+
 def check_world_size(lanes: int, micro_rows: int, world_size: int, whole_batch: bool = False) -> None:
     """Refuse a number of processes that the lanes cannot be dealt to.
 
@@ -106,6 +131,6 @@ def check_world_size(lanes: int, micro_rows: int, world_size: int, whole_batch: 
         fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % (size * micro_rows) == 0)
         raise UserError(
             f"{lanes} lanes cannot be dealt to {world_size} processes in micro-batches of {micro_rows} rows",
-            where="train.lanes, train.micro_rows, run.workers",
+            where="train.lanes, train.micro_rows, run.workers, run.min_workers",
             next_step=f"use one of these numbers of processes: {fitting}",
         )

@@ -192,6 +192,12 @@ def test_set_without_key_and_value_shows_how(path: Path, override: str) -> None:
     assert f"--set {override}: write --set section.key=value" in _refusal(path, [override])
 
 
+def test_a_run_that_may_lose_processes_says_how_many_it_has(path: Path) -> None:
+    assert load_recipe(path, ["run.workers=4", "run.min_workers=2"]).run.min_workers == 2
+    for workers in (0, 1):
+        assert "run.min_workers 2 needs run.workers" in _refusal(path, [f"run.workers={workers}", "run.min_workers=2"])
+
+
 def test_set_below_a_value_and_set_to_broken_yaml_are_refused(path: Path) -> None:
     assert "'name' is not a section" in _refusal(path, ["name.first=x"])
     assert "the value is not YAML" in _refusal(path, ["seed=[1"])

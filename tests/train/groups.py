@@ -51,6 +51,8 @@ class Group:
         for rank in range(world_size):
             environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            # The server that forks them was started at another time.
+            environment |= {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GENLIP_"))}
             process = forks.Process(target=_train, args=(environment, arguments, self._output))
             process.start()
             self.processes.append(process)

@@ -16,7 +16,7 @@ from train.engine import Ranks
 from train.loop import Trainer
 from train.metrics import METRICS
 from train.plan import plan_lines
-from train.setup import check_world_size, set_up
+from train.setup import check_world_size, set_up, world_sizes
 
 
 def number(text: str) -> float:
@@ -52,6 +52,23 @@ def test_the_plan_says_how_good_the_shuffle_is_and_how_large_the_state(make_run:
     state = re.search(r"state +(\d+) bytes", lines)
     assert state
     assert number(state[1]) < 300
+
+
+def test_fewer_processes_are_allowed_where_they_divide_the_lanes(make_run: Callable[..., Path]) -> None:
+    setup = set_up(make_run("train.lanes=12"))
+    assert world_sizes(setup, largest=6, smallest=2) == [6, 4, 3, 2]
+    assert world_sizes(setup, largest=6, smallest=0) == [6]
+    with pytest.raises(UserError, match=r"next: +use one of these numbers of processes: 1, 2, 3, 4, 6, 12"):
+        world_sizes(setup, largest=6, smallest=5)
+    lines = "\n".join(plan_lines(setup, world_size=6, min_world_size=3))
+    assert "elastic    the same 12 lanes as 4 × 1 × 3 or 3 × 1 × 4 when nodes are lost" in lines
+    assert "elastic" not in "\n".join(plan_lines(setup, world_size=6))
+
+
+def test_a_contrastive_run_cannot_go_on_with_fewer_processes(make_run: Callable[..., Path]) -> None:
+    setup = set_up(make_run("objective=clip"))
+    with pytest.raises(UserError, match=r"run\.min_workers"):
+        world_sizes(setup, largest=2, smallest=1)
 
 
 def test_lanes_that_cannot_be_dealt_are_refused_with_the_numbers_that_can() -> None:

@@ -9,6 +9,7 @@ from groups import Group
 from safetensors.torch import load_file
 from train_runs import samples_of_steps
 
+from jobs.cluster.exporter import read_numbers
 from train.checkpoints import committed_checkpoints
 from train.metrics import read_metrics
 from train.profiler import PROFILE_FOLDER
@@ -38,6 +39,9 @@ def test_a_run_of_two_sources_shows_all_that_is_asked_of_it(make_run: Callable[.
         assert all(entry["time_shares"][phase] > 0 for phase in ("forward", "backward", "optimiser"))
     assert sum(entry["checkpoint_stall_s"] > 0 for entry in entries) == 1
     assert {name for entry in entries for name in entry["source_losses"]} == {"web", "extra"}
+    numbers = read_numbers(run_dir)
+    assert numbers["genlip_train_samples_seen"] == numbers["genlip_train_samples_planned"] == length
+    assert numbers["genlip_train_loss_nats"] == entries[-1]["loss"]
     assert list((run_dir / TENSORBOARD_FOLDER).iterdir())
     assert (run_dir / PROFILE_FOLDER / "steps-3-3.json.gz").exists()
     for checkpoint in committed_checkpoints(run_dir):

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.errors import StoreError
 from pipeline.store import Store
 from train.checkpoints.state import TrainState
 
@@ -68,6 +69,7 @@ def read_record(store: Store, name: str) -> Record:
 
     Raises:
         Damaged: It cannot be read, is of another version, or does not fit its own checksum.
+        StoreError: The store fails, which says nothing of the checkpoint.
     """
     try:
         content = store.read_json(f"{name}/{COMMITTED}")
@@ -76,6 +78,8 @@ def read_record(store: Store, name: str) -> Record:
         if (version := content["record"]["format_version"]) != FORMAT_VERSION:
             raise Damaged(f"it has format {version}, this version reads {FORMAT_VERSION}")
         return Record.model_validate(content["record"])
+    except StoreError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{COMMITTED} cannot be read: {error}") from error
 

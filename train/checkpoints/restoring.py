@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.errors import StoreError
 from pipeline.store import Store, refuse_changes
 from train.checkpoints.engine_state import EngineState
 from train.checkpoints.record import Damaged, Record, read_record
@@ -23,10 +24,10 @@ def read_record_together(store: Store, name: str, ranks: Ranks) -> Record:
     if ranks.is_first:
         try:
             found = [read_record(store, name)]
-        except Damaged as error:
+        except (Damaged, StoreError) as error:
             found = [error]
     dist.broadcast_object_list(found, src=0, device=ranks.device)
-    if isinstance(found[0], Damaged):
+    if isinstance(found[0], Exception):
         raise found[0]
     record: Record = found[0]
     return record
@@ -71,9 +72,11 @@ def read_share(store: Store, name: str, record: Record, ranks: Ranks) -> dict[st
 
     Raises:
         Damaged: On all ranks, if any of them found a damaged file.
+        StoreError: On all ranks, if the store fails on any of them.
     """
     tensors: dict[str, Tensor] = {}
-    problems = [""] * ranks.world_size
+    problem: Exception | None = None
+    problems: list[Any] = [None] * ranks.world_size
     holding = {parameter.file for parameter in record.parameters.values()}
     try:
         for file, reader in readers(record, ranks.world_size).items():
@@ -81,12 +84,11 @@ def read_share(store: Store, name: str, record: Record, ranks: Ranks) -> dict[st
                 tensors |= read_tensors(store, f"{name}/{file}", record.files[file])
             elif reader == ranks.rank:
                 read_verified(store, f"{name}/{file}", record.files[file])
-        problem = ""
-    except Damaged as error:
-        problem = str(error)
+    except (Damaged, StoreError) as error:
+        problem = error
     dist.all_gather_object(problems, problem)
-    if any(problems):
-        raise Damaged("; ".join(filter(None, problems)))
+    if found := [one for one in problems if one is not None]:
+        raise next((one for one in found if isinstance(one, StoreError)), Damaged("; ".join(map(str, found))))
     return tensors
 
 

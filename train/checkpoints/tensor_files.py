@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from pipeline.errors import StoreError
 from pipeline.store import Store
 from train.checkpoints.record import Damaged, FileFacts
 
@@ -47,9 +48,12 @@ def read_verified(store: Store, name: str, facts: FileFacts) -> bytes:
 
     Raises:
         Damaged: It is missing, cannot be read, or is not what was written.
+        StoreError: The store fails, which says nothing of the file.
     """
     try:
         body = store.read(name)
+    except StoreError:
+        raise
     except OSError as error:
         raise Damaged(f"{name} cannot be read: {error}") from error
     if len(body) != facts.size:

@@ -5,6 +5,7 @@ in the checkpoint's folder, and the first rank commits when all are there.
 """
 
 import hashlib
+import logging
 import os
 import tempfile
 import time
@@ -36,6 +37,8 @@ FILE_BYTES = 2**30
 """Files are begun anew at this size, so that ranks can share the reading."""
 _MAX_WAIT_S = 3_600
 _DONE_FOLDER = "done"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -85,10 +88,17 @@ class Save:
         try:
             self._write(staged)
             if self.ranks.is_first:
-                prune(self.store, self.name, self.spec.keep_last)
+                self._prune()
             self._result.set_result(None)
         except BaseException as error:  # noqa: BLE001 `settle` tells the loop, whatever it was
             self._result.set_exception(error)
+
+    def _prune(self) -> None:
+        """Remove older checkpoints. That this fails must not cost the one that is committed."""
+        try:
+            prune(self.store, self.name, self.spec.keep_last)
+        except Exception as error:  # noqa: BLE001 each file system has its own errors
+            _log.warning("older checkpoints could not be removed, the next save tries again: %s", error)
 
     def _write(self, staged: Staged) -> None:
         try:

@@ -22,7 +22,7 @@ MAX_OPEN_FILES = 256
 class ReadingSpec(Section):
     """How shards are read. All but the cache concerns remote stores only."""
 
-    retries: Annotated[int, Field(ge=0)] = 5
+    retries: Annotated[int, Field(ge=0)] = 12
     """Further requests after failed ones, with growing pauses, before a sample counts as unreadable."""
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest wait for the answer to one request."""
