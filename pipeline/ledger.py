@@ -1,5 +1,6 @@
 """The ledger of a unit: one row for each input row with its outcome, and the unit's commit record in its metadata."""
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -85,16 +86,27 @@ def count_labels(outcomes: Iterable[Outcome]) -> dict[str, int]:
     return dict(Counter(outcome.label for outcome in outcomes).most_common())
 
 
-def commit(store: Store, unit_name: str, outcomes: Sequence[Outcome], record: CommitRecord) -> None:
-    """Write the ledger, from which alone the unit exists."""
+def commit(store: Store, unit_name: str, outcomes: Sequence[Outcome], record: CommitRecord) -> CommitRecord:
+    """Write the ledger, from which alone the unit exists, unless another run of the unit has done so.
+
+    Returns:
+        The record that stands. Where it is another run's, the raw file of this one is deleted.
+    """
     table = pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=LEDGER_SCHEMA)
+    body = io.BytesIO()
     metadata = {"genlip": json.dumps(asdict(record), sort_keys=True)}
-    store.write_table(f"ledger/{unit_name}.parquet", table.replace_schema_metadata(metadata))
+    pq.write_table(table.replace_schema_metadata(metadata), body)
+    if store.create(f"ledger/{unit_name}.parquet", body.getvalue()):
+        return record
+    winner = read_commit(store, unit_name)
+    if winner.raw != record.raw:
+        store.remove(record.raw)
+    return winner
 
 
 def committed_units(store: Store) -> list[str]:
     """Names of the units that exist, in the order of their numbers."""
-    return [name.removesuffix(".parquet") for name in store.names("ledger", ".parquet")]
+    return sorted(name.removesuffix(".parquet") for name in store.iter_files("ledger", ".parquet"))
 
 
 def read_commit(store: Store, unit_name: str) -> CommitRecord:

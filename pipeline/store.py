@@ -10,7 +10,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, BinaryIO, cast
@@ -19,10 +19,14 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import EXIT_ENVIRONMENT, UserError
+from pipeline.errors import EXIT_ENVIRONMENT, StoreError, UserError
+from pipeline.file_state import file_state
+from pipeline.listing import list_files
 
 FORMAT_VERSION = 2
 STORE_FILE = "store.json"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What a file system without hard links says."""
 
 for _protocol, _class in {
     "s3": "object_store.S3FileSystem",
@@ -109,6 +113,15 @@ class Store:
         names = (str(path).rsplit("/", 1)[-1] for path in found)
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
+    def iter_files(self, folder: str, suffix: str) -> Iterator[str]:
+        """Names of the files in a folder without folders, in no order and page by page: for folders of a million."""
+        return (name for name, _ in list_files(self._fs, self.path(folder), suffix, with_info=False))
+
+    def iter_states(self, folder: str, suffix: str) -> Iterator[tuple[str, str]]:
+        """The same names, each with a fingerprint of the file's size and version (`pipeline.file_state`)."""
+        for name, info in list_files(self._fs, self.path(folder), suffix, with_info=True):
+            yield name, file_state(self._fs, self.path(f"{folder}/{name}"), info)[1]
+
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         """A stream whose content appears under `name` when the block ends well, and not at all otherwise."""
@@ -124,21 +137,34 @@ class Store:
                 except OSError as error:
                     raise storage_error(error, final) from error
             return
-        folder, base = os.path.split(final)
-        temporary = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            os.makedirs(folder, exist_ok=True)
+        with _beside(final) as temporary:
             with open(temporary, "wb") as stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
+                _sync(stream)
             os.replace(temporary, final)
-        except BaseException as error:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            if isinstance(error, OSError):
+
+    def create(self, name: str, body: bytes) -> bool:
+        """Write a file that is not there yet; False where there is one, which stays. Of several writers one wins.
+
+        Where a file system can neither link nor put on condition, it is looked up first: two writers at the same
+        moment may then both believe that they won, and the last one's file stays.
+        """
+        final = self._own_path(name)
+        if self.is_local:
+            with _beside(final) as temporary:
+                with open(temporary, "wb") as stream:
+                    stream.write(body)
+                    _sync(stream)
+                return _publish_new(temporary, final)
+        if hasattr(self._fs, "create"):
+            try:
+                return bool(self._fs.create(final, body))
+            except OSError as error:
                 raise storage_error(error, final) from error
-            raise
+        if self.exists(name):
+            return False
+        self.write(name, body)
+        return True
 
     def write(self, name: str, body: bytes) -> None:
         with self.writing(name) as stream:
@@ -186,13 +212,51 @@ class Store:
         """Delete a file, or a folder with all that is in it; nothing where there is none."""
         path = self._own_path(name)
         if self.exists(name):
-            self._fs.rm(path, recursive=True)
+            with suppress(FileNotFoundError):  # another may delete it too
+                self._fs.rm(path, recursive=True)
 
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(content, indent=1, sort_keys=True).encode())
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
+
+
+@contextmanager
+def _beside(final: str) -> Iterator[str]:
+    """The path of a temporary file in the folder of another one; it is gone when the block ends."""
+    folder, base = os.path.split(final)
+    temporary = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        os.makedirs(folder, exist_ok=True)
+        yield temporary
+    except OSError as error:
+        raise storage_error(error, final) from error
+    finally:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(temporary)
+
+
+def _sync(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _publish_new(temporary: str, final: str) -> bool:
+    """Give a file its name where no other has it; of several links to one name, a file system makes one."""
+    try:
+        os.link(temporary, final)
+        return True
+    except FileExistsError:
+        # A network file system may repeat a request whose answer was lost, and then refuses what it has done.
+        return os.path.samefile(temporary, final)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    if os.path.exists(final):
+        return False
+    os.replace(temporary, final)
+    return True
 
 
 @lru_cache(maxsize=256)
@@ -202,6 +266,8 @@ def _store_at(root: str) -> Store:
 
 def storage_error(error: OSError, path: str) -> UserError:
     """The user's words for what the disk said."""
+    if isinstance(error, StoreError):
+        return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
             "no space left",
@@ -236,12 +302,14 @@ def check_store(root: str, content: dict[str, Any]) -> Store:
         if not store.exists(STORE_FILE):
             return store
         known = store.read_json(STORE_FILE)
+    except StoreError:
+        raise
     except OSError as error:
         raise UserError(
             "the store cannot be read",
             where=root,
             why=error.strerror or str(error),
-            next_step="check the path; for an object store also the bucket, and the credentials in the environment",
+            next_step="check the path and its permissions",
             exit_code=EXIT_ENVIRONMENT,
         ) from error
     if known["format_version"] != FORMAT_VERSION:

@@ -50,8 +50,9 @@ class UnitReport:
 def run_unit(unit: Unit, spec: IngestSpec, store: Store) -> UnitReport:
     """Download, filter and store one unit, and commit it.
 
-    The commit is the ledger, written after the raw file. The raw file's name carries a hash of its content, so that
-    two runs of one unit (a killed driver's last task and its successor) can never mix.
+    The commit is the ledger, written after the raw file, by the first of several runs of a unit (a straggler and its
+    repetition, a killed driver's last task and its successor). A raw file's name carries a hash of its content, so
+    that they can never mix.
     """
     rows = read_rows(unit, spec.source)
     with Scratch() as scratch:
@@ -72,8 +73,8 @@ def run_unit(unit: Unit, spec: IngestSpec, store: Store) -> UnitReport:
         outcomes[position].offset, outcomes[position].size = place
     replaces = Counter(f"{FAILED}:{row.from_reason}" for row in rows if row.from_reason)
     record = CommitRecord(raw.name, raw.sha256, raw.num_bytes, report.reasons, dict(sorted(replaces.items())))
-    commit(store, unit.name, outcomes, record)
-    return replace(report, num_bytes=raw.num_bytes)
+    stands = commit(store, unit.name, outcomes, record)
+    return replace(report, reasons=stands.reasons, num_bytes=stands.num_bytes)
 
 
 class _UnitRun:

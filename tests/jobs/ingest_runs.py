@@ -24,6 +24,7 @@ def write_recipe(folder: Path, urls: Path, store: str, unit_samples: int = 12, *
     content = {
         "name": "run",
         "store": store if "://" in store else str(folder / store),
+        "runs": str(folder / "runs"),
         "ingest": {
             "source": {"urls": str(urls)},
             "unit_samples": unit_samples,
@@ -37,9 +38,9 @@ def write_recipe(folder: Path, urls: Path, store: str, unit_samples: int = 12, *
     return path
 
 
-def start_ingest(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
+def start_ingest(recipe: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "jobs.cli", "ingest", str(recipe), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def run_ingest(recipe: Path, *arguments: str) -> tuple[int, str]:

@@ -29,6 +29,12 @@ class Head:
 
     address: str
     """Of its dashboard."""
+    gcs: str
+    """For `ray.init`."""
+    metrics_url: str
+    """Where its metrics agent answers Prometheus."""
+    service_discovery: Path
+    """The file that tells Prometheus of the metrics agents."""
     env: dict[str, str]
     """For processes that talk to it."""
 
@@ -39,35 +45,56 @@ class Head:
 
 
 @contextmanager
-def ray_head() -> Iterator[Head]:
+def ray_head(num_cpus: int = 2) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the paths of its sockets are limited
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     env = {name: value for name, value in without_group().items() if not name.startswith("RAY_")}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PYTHONPATH": str(ROOT)}
-    env |= {"RAY_USAGE_STATS_ENABLED": "0"}
-    port, dashboard_port, agent_port, client_port = free_ports(4)
+    env |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "120000"}  # for busy machines
+    port, dashboard_port, agent_port, client_port, metrics_port = free_ports(5)
     options = {
         "port": port,
         "dashboard-port": dashboard_port,
         "dashboard-agent-listen-port": agent_port,
         "ray-client-server-port": client_port,
-        "num-cpus": 2,
+        "metrics-export-port": metrics_port,
+        "num-cpus": num_cpus,
         "object-store-memory": 100_000_000,
         "temp-dir": folder / "s",
         "include-dashboard": "true",
     }
-    command = ["ray.scripts.scripts", "start", "--head", "--block", *(f"--{k}={v}" for k, v in options.items())]
     log = folder / "log"
-    with log.open("wb") as stream:
-        process = psutil.Popen([sys.executable, "-m", *command], env=env, stdout=stream, stderr=subprocess.STDOUT)
+    process = start_ray(log, env, "--head", *(f"--{k}={v}" for k, v in options.items()))
     try:
         address = f"http://127.0.0.1:{dashboard_port}"
+        wait_for_ray(process, log)
         _wait_for(address, process, log)
-        yield Head(address, env | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"})
+        yield Head(
+            address=address,
+            gcs=f"127.0.0.1:{port}",
+            metrics_url=f"http://127.0.0.1:{metrics_port}/metrics",
+            service_discovery=folder / "s" / "session_latest" / "prom_metrics_service_discovery.json",
+            env=env | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"},
+        )
     finally:
-        _end(process)
+        end_tree(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_ray(log: Path, env: dict[str, str], *options: str) -> psutil.Popen:
+    """`ray start` that lasts as long as its processes."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
+    with log.open("wb") as stream:
+        return psutil.Popen(command, env=env, stdout=stream, stderr=subprocess.STDOUT)
+
+
+def wait_for_ray(process: psutil.Popen, log: Path) -> None:
+    end = time.monotonic() + MAX_START_S
+    while b"Ray runtime started" not in log.read_bytes():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
 
 
 def free_ports(count: int) -> list[int]:
@@ -94,8 +121,8 @@ def _wait_for(address: str, process: psutil.Popen, log: Path) -> None:
     raise AssertionError("the dashboard does not answer")
 
 
-def _end(process: psutil.Popen) -> None:
-    """End what was started here, and only that."""
+def end_tree(process: psutil.Popen) -> None:
+    """SIGKILL to what was started here, and only that."""
     if process.poll() is None:
         started = process.children(recursive=True)
         for one in (process, *started):

@@ -49,6 +49,12 @@ def test_what_is_written_is_read(store: Store) -> None:
     assert store.read("raw/a.tar") == b"new"
 
 
+def test_a_file_is_created_once(store: Store) -> None:
+    assert store.create("ledger/a", b"first")
+    assert not store.create("ledger/a", b"second")
+    assert store.read("ledger/a") == b"first"
+
+
 @pytest.mark.parametrize("elsewhere", ["folder", "memory"])
 def test_a_path_or_url_of_another_place_is_read_there(store: Store, tmp_path: Path, elsewhere: str) -> None:
     other = Store(str(tmp_path / "other.1") if elsewhere == "folder" else f"memory://{tmp_path.name}-other")
