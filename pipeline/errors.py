@@ -34,8 +34,12 @@ class UserError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions; the default would call __init__ without the keyword arguments.
-        return (_rebuild, (self.message, self.exit_code))
+        return (_rebuild, (type(self), self.message, self.exit_code))
 
 
-def _rebuild(message: str, exit_code: int) -> UserError:
-    return UserError(message, exit_code=exit_code)
+class StoreError(UserError, OSError):
+    """An object store that fails or refuses, in spite of all further tries: for those who deal with OSError as well."""
+
+
+def _rebuild(kind: type[UserError], message: str, exit_code: int) -> UserError:
+    return kind(message, exit_code=exit_code)

@@ -21,13 +21,19 @@ _PAGE = 3
 
 
 class S3Server(RangeServer):
-    """Serves `files`, by /bucket/key. `plan` has faults of ranged reads; `plan_others`, busy and reset, of the rest."""
+    """Serves `files`, by /bucket/key. `plan` has faults of ranged reads; `plan_others`, of the rest: `busy`,
+    `reset`, and `lost` of a put on condition, which is done and not answered.
+    """
 
     def __init__(self) -> None:
         super().__init__({}, _S3Handler)
         self.bucket = f"bucket-{uuid.uuid4().hex}"  # clients are kept by the bucket's name
         self.plan_others: deque[str] = deque()
         self.parts: dict[str, dict[int, bytes]] = {}
+        self.requests: list[str] = []
+        """All so far: method and path."""
+        self.knows_conditions = True
+        """Whether an object can be put where there is none; else such a request is answered with 501."""
 
 
 class _S3Handler(RangeHandler):
@@ -39,6 +45,7 @@ class _S3Handler(RangeHandler):
             url = urlsplit(self.path)
             self.path = unquote(url.path)
             self.query = dict(parse_qsl(url.query, keep_blank_values=True))
+            self.server.requests.append(f"{self.command} {self.path}")
         return is_good
 
     def end_headers(self) -> None:
@@ -62,9 +69,23 @@ class _S3Handler(RangeHandler):
         if self._is_well():
             if "uploadId" in self.query:
                 self.server.parts[self.query["uploadId"]][int(self.query["partNumber"])] = body
+            elif "If-None-Match" in self.headers:
+                self._create(body)
+                return
             else:
                 self.server.files[self.path] = body
             self._answer(200, b"")
+
+    def _create(self, body: bytes) -> None:
+        if not self.server.knows_conditions:
+            self._answer(501, b"<Error><Code>NotImplemented</Code><Message>Not this header</Message></Error>")
+        elif self.server.files.setdefault(self.path, body) is body:
+            if self.fault == "lost":
+                self._reset()
+            else:
+                self._answer(200, b"")
+        else:
+            self._answer(412, b"<Error><Code>PreconditionFailed</Code><Message>It is there</Message></Error>")
 
     def do_DELETE(self) -> None:
         if self._is_well():
@@ -91,10 +112,10 @@ class _S3Handler(RangeHandler):
 
     def _is_well(self) -> bool:
         """Whether nothing was planned for this request, and its bucket is there."""
-        fault = self.server.plan_others.popleft() if self.server.plan_others else ""
-        if fault == "reset":
+        self.fault = self.server.plan_others.popleft() if self.server.plan_others else ""
+        if self.fault == "reset":
             self._reset()
-        elif fault == "busy":
+        elif self.fault == "busy":
             self._answer(503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate</Message></Error>")
         elif self.path.split("/")[1] != self.server.bucket:
             self._answer(404, b'<?xml version="1.0"?><Error><Message>There is no such bucket</Message></Error>')

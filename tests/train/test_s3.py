@@ -122,7 +122,7 @@ def test_a_run_reads_its_shards_from_a_bucket(make_run: Callable[..., Path]) -> 
             if file.is_file():
                 store.write(str(file.relative_to(folder)), file.read_bytes())
         remote = make_run("name=remote", f"store={store.root}", "train.threads=4")
-        # Four in a row at most: a request gives up after ten, and many are under way at once.
+        # Four in a row at most: a request gives up after twelve more, and many are under way at once.
         server.plan.extend(random.Random(1).choices(["", "", "busy", "reset", "cut"], k=40))
         assert keys_of_a_pass(remote) == keys_of_a_pass(local)
         assert not server.plan
