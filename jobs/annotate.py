@@ -15,7 +15,8 @@ from pipeline.annotate.columns import address, annotated_units, describe
 from pipeline.annotate.unit import MAX_EXAMPLES, AnnotatorReport, UnitAnnotated, annotate_unit
 from pipeline.curate.spec import CurateSpec
 from pipeline.errors import UserError
-from pipeline.ledger import committed_units
+from pipeline.inputs.committed import NumberSet, committed
+from pipeline.inputs.rows import name_of
 from pipeline.store import Store
 
 
@@ -44,7 +45,7 @@ def annotate_store(recipe: Recipe, pool: Pool) -> bool:
     annotators = spec.build_annotators()
     if not annotators:
         return True
-    units = committed_units(store)
+    units = committed(store)
     if not units:
         raise UserError("the store has no committed unit", where=store.root, next_step="run: genlip ingest RECIPE")
     totals: dict[str, _Total] = {}
@@ -58,7 +59,7 @@ def annotate_store(recipe: Recipe, pool: Pool) -> bool:
         addresses = frozenset(address(one) for one in group)
         task = partial(_annotate_one, store=store, spec=spec, addresses=addresses)
         progress = Progress()
-        for number, done in enumerate(pool.fan_out(task, pending, *needs), 1):
+        for number, done in enumerate(pool.fan_out(task, map(name_of, pending), *needs), 1):
             if isinstance(done.error, UserError):
                 raise done.error
             if done.result is None:
@@ -85,12 +86,10 @@ def _by_needs(annotators: Sequence[Annotator]) -> Iterator[tuple[tuple[float, fl
         yield key, list(group)
 
 
-def _pending(store: Store, units: Sequence[str], annotators: Sequence[Annotator]) -> list[str]:
-    """Units that lack a column of one of the annotators, in order."""
-    missing: set[str] = set()
-    for one in annotators:
-        missing |= set(units) - annotated_units(store, address(one))
-    return sorted(missing)
+def _pending(store: Store, units: NumberSet, annotators: Sequence[Annotator]) -> NumberSet:
+    """Units that lack a column of one of the annotators."""
+    done = [annotated_units(store, address(one)) for one in annotators]
+    return NumberSet(number for number in units if not all(number in one for one in done))
 
 
 def _annotate_one(unit: str, store: Store, spec: CurateSpec, addresses: frozenset[str]) -> UnitAnnotated:

@@ -3,7 +3,8 @@
 from functools import partial
 
 from jobs.console import Progress, say
-from jobs.ray_pool import Done, Pool
+from jobs.fan_out import Done
+from jobs.ray_pool import Pool
 from pipeline.errors import EXIT_ENVIRONMENT, EXIT_FAILED_UNITS, UserError
 from pipeline.foreign_dataset import (
     ForeignSummary,

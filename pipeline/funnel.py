@@ -3,7 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from pipeline.ledger import committed_units, read_commit
+from pipeline.each import Each, in_turn
+from pipeline.ledger_sums import read_sums
 from pipeline.outcomes import FAILED, REJECTED, SUCCESS
 from pipeline.store import Store
 
@@ -27,13 +28,17 @@ class Funnel:
         return sum(self.failed.values())
 
 
-def read_funnel(store: Store) -> Funnel:
-    """Add up the commit records of a store. A row that a retry unit asked for again counts with its last outcome."""
+def read_funnel(store: Store, each: Each = in_turn, keep: bool = False) -> Funnel:
+    """Add up the commit records of a store. A row that a retry unit asked for again counts with its last outcome.
+
+    Args:
+        store: with the ledgers.
+        each: reads those that are not in the sums kept before.
+        keep: whether to keep the sums for the next time.
+    """
     labels: Counter[str] = Counter()
-    for name in committed_units(store):
-        record = read_commit(store, name)
-        labels.update(record.reasons)
-        labels.subtract(record.replaces)
+    for block in read_sums(store, each, keep):
+        labels.update(block.labels)
     return funnel_of(labels)
 
 

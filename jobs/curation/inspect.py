@@ -9,7 +9,8 @@ from pipeline.annotate.columns import annotated_units, read_annotations, read_st
 from pipeline.dataset_files import index_file
 from pipeline.errors import UserError
 from pipeline.funnel import Funnel, read_funnel
-from pipeline.ledger import committed_units
+from pipeline.inputs.committed import NumberSet, committed
+from pipeline.inputs.rows import name_of
 from pipeline.store import STORE_FILE, Store, open_fs
 
 _MAX_CHARACTERS = 76
@@ -24,7 +25,7 @@ def inspect_store(url: str) -> int:
     store = Store(url)
     if not store.exists(STORE_FILE):
         raise UserError("not a store", where=url, why=f"it has no {STORE_FILE}", next_step="run: genlip ingest RECIPE")
-    units = committed_units(store)
+    units = committed(store)
     version = store.read_json(STORE_FILE)["format_version"]
     say(f"{url}: store, format {version}, {len(units):,} units, {_size(_raw_bytes(url))} of raw files")
     if not units:
@@ -53,14 +54,15 @@ def _status_rows(funnel: Funnel) -> list[list[str]]:
     return [["rows", "", ""], *rows, ["seen", f"{funnel.seen:,}", ""]]
 
 
-def _annotations(store: Store, units: list[str]) -> list[str]:
+def _annotations(store: Store, units: NumberSet) -> list[str]:
     """Say which columns there are. Returns their folders."""
     folders = [name for name in store.names("annotations", "") if store.exists(f"annotations/{name}/annotator.json")]
     if folders:
         rows = [["annotations", "units done", "of", "columns"]]
         for folder in folders:
             columns = store.read_json(f"annotations/{folder}/annotator.json")["columns"]
-            num_done = len(annotated_units(store, folder) & set(units))
+            annotated = annotated_units(store, folder)
+            num_done = sum(number in annotated for number in units)
             rows.append([folder, f"{num_done:,}", f"{len(units):,}", ", ".join(columns)])
         width = max(len(row[-1]) for row in rows)
         _say_table([[*row[:-1], row[-1].ljust(width)] for row in rows])
@@ -92,8 +94,8 @@ def _datasets(store: Store) -> None:
         _say_table(rows)
 
 
-def _first_sample(store: Store, units: list[str], folders: list[str]) -> None:
-    for unit_name in units:
+def _first_sample(store: Store, units: NumberSet, folders: list[str]) -> None:
+    for unit_name in map(name_of, units):
         unit = read_stored(store, unit_name)
         if unit.num_rows:
             break

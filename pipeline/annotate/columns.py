@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.annotate.annotator import Annotator, name_of
 from pipeline.errors import UserError
+from pipeline.inputs.committed import NumberSet, committed
 from pipeline.ledger import CommitRecord
 from pipeline.outcomes import SUCCESS
 from pipeline.store import Store
@@ -73,9 +74,9 @@ def address(annotator: Annotator) -> str:
     return f"{name_of(annotator)}-{digest[:10]}"
 
 
-def annotated_units(store: Store, folder: str) -> set[str]:
+def annotated_units(store: Store, folder: str) -> NumberSet:
     """Units that have the columns of an address."""
-    return {name.removesuffix(".parquet") for name in store.names(f"{FOLDER}/{folder}", ".parquet")}
+    return committed(store, f"{FOLDER}/{folder}")
 
 
 def describe(store: Store, annotator: Annotator) -> None:

@@ -5,6 +5,7 @@ A part is a run of units, some hundred thousand rows: what one task reads, and a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import pyarrow as pa
 from pipeline.annotate.annotator import Annotator
 from pipeline.annotate.columns import address, annotated_units, read_annotations, read_stored
 from pipeline.errors import UserError
-from pipeline.ledger import LEDGER_SCHEMA, committed_units
+from pipeline.inputs.committed import committed
+from pipeline.inputs.rows import name_of
+from pipeline.ledger import LEDGER_SCHEMA
 from pipeline.store import Store
 
 UNITS_PER_PART = 32
@@ -50,10 +53,11 @@ class Rows:
 
     def parts(self) -> Iterator[Part]:
         """All committed units, in order."""
-        units = committed_units(self.store)
+        units = committed(self.store)
         size = max(UNITS_PER_PART, -(-len(units) // MAX_PARTS))
+        names = map(name_of, units)
         for number, start in enumerate(range(0, len(units), size)):
-            yield Part(number, start, tuple(units[start : start + size]))
+            yield Part(number, start, tuple(islice(names, size)))
 
     def read(self, part: Part, columns: Sequence[str]) -> pa.Table:
         """A part's samples in plan order: `unit, row`, then the named columns.
@@ -94,7 +98,7 @@ def open_rows(store: Store, annotators: Sequence[Annotator]) -> Rows:
     Raises:
         UserError: Nothing is committed, or some units lack some of the columns.
     """
-    units = set(committed_units(store))
+    units = committed(store)
     if not units:
         raise UserError("the store has no committed unit", where=store.root, next_step="run: genlip ingest RECIPE")
     folders: dict[str, str] = {}
@@ -102,7 +106,8 @@ def open_rows(store: Store, annotators: Sequence[Annotator]) -> Rows:
     missing = []
     for one in annotators:
         folder = address(one)
-        num_missing = len(units - annotated_units(store, folder))
+        annotated = annotated_units(store, folder)
+        num_missing = sum(number not in annotated for number in units)
         if num_missing:
             missing.append(f"{', '.join(one.columns())} ({folder}): {num_missing:,} of {len(units):,} units")
         folders |= dict.fromkeys(one.columns(), folder)

@@ -11,14 +11,12 @@ Draws are a hash of seed and key: adding samples moves nobody's draw. No annotat
 import hashlib
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.curate.fates import FOLDER, Decided, Job, advance, count_fates
 from pipeline.curate.holdout import hold_out
@@ -39,13 +37,12 @@ from pipeline.curate.spec import (
     SelectSpec,
 )
 from pipeline.curate.sql import NUMBER, TEXT, Expression, evaluate, parse_expression
-from pipeline.each import Each
+from pipeline.each import Each, in_turn
 from pipeline.errors import UserError
-from pipeline.ledger import committed_units
+from pipeline.ledger_sums import read_sums
 from pipeline.store import Store
 
 _RECORD = "selection.json"
-_IO_THREADS = 16
 _KEPT = (TRAIN, HELDOUT)
 _EVALUATION_COLUMNS = ["eval_set", "eval_image", "eval_bits"]
 
@@ -117,7 +114,7 @@ def select(
     Raises:
         UserError: An expression is wrong, or nothing is left.
     """
-    fingerprint = units_fingerprint(rows.store)
+    fingerprint = units_fingerprint(rows.store, each)
     guard_bits = _guard_bits(holdout, holdout_near_bits)
     job = _parse(Job(rows, spec, holdout, name, seed, sum(1 for _ in rows.parts()), guard_bits))
     rows.store.remove(job.scratch)
@@ -202,19 +199,12 @@ def read_summary(store: Store, name: str) -> SelectionSummary:
     return _summary(name, read_record(store, name))
 
 
-def units_fingerprint(store: Store) -> str:
+def units_fingerprint(store: Store, each: Each = in_turn) -> str:
     """A hash of all committed units by what is in them."""
-    units = committed_units(store)
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        for name, record in zip(units, pool.map(partial(_commit_record, store), units), strict=True):
-            digest.update(name.encode() + b" " + record + b"\n")
-    return digest.hexdigest()[:16]
-
-
-def _commit_record(store: Store, unit: str) -> bytes:
-    with store.reading(f"ledger/{unit}.parquet") as stream:
-        return bytes(pq.read_schema(stream).metadata[b"genlip"])
+    digests = [one.digest for one in read_sums(store, each, keep=True)]
+    # One block's digest is that of all units, as selections from before there were blocks have it.
+    joined = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return joined[:16]
 
 
 def _summary(name: str, record: dict[str, Any]) -> SelectionSummary:

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.inputs.files import InputFile
@@ -105,15 +107,28 @@ def staging_folder(number: int) -> str:
 
 
 def units_table(
-    files: Sequence[str], fingerprints: Sequence[str], first_rows: Sequence[int], num_rows: Sequence[int]
+    files: Sequence[str],
+    fingerprints: Sequence[str],
+    file_U: NDArray[np.int32],
+    first_U: NDArray[np.int64],
+    num_rows_U: NDArray[np.int64],
 ) -> pa.Table:
-    """The table of a batch: one row per unit."""
+    """The table of a batch: one row for each of U units.
+
+    Args:
+        files: that have units.
+        fingerprints: of the files.
+        file_U: place of each unit's file in `files`.
+        first_U: first row of each unit in its file.
+        num_rows_U: rows of each unit.
+    """
+    place_U = pa.array(file_U)
     return pa.table(
         {
-            "file": pa.array(files, pa.string()).dictionary_encode(),
-            "fingerprint": pa.array(fingerprints, pa.string()).dictionary_encode(),
-            "first_row": pa.array(first_rows, pa.int64()),
-            "num_rows": pa.array(num_rows, pa.int64()),
+            "file": pa.array(files, pa.string()).dictionary_encode().take(place_U),
+            "fingerprint": pa.array(fingerprints, pa.string()).dictionary_encode().take(place_U),
+            "first_row": pa.array(first_U),
+            "num_rows": pa.array(num_rows_U),
         }
     )
 

@@ -5,7 +5,6 @@ import hashlib
 import lzma
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import pyarrow as pa
 
+from pipeline.each import ahead
 from pipeline.errors import UserError
 from pipeline.inputs.spec import SourceSpec
 from pipeline.store import open_fs
@@ -24,6 +24,8 @@ _FORMATS = {"parquet": "parquet", "csv": "csv", "tsv": "tsv", "json": "json", "j
 _COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2", "xz": "xz"}
 _SUFFIX_OF_DATASET = {"img2dataset": ".parquet", "webdataset": ".tar", "images_parquet": ".parquet"}
 _TAIL_BYTES = 64 << 10
+READ_THREADS = 8
+"""Files whose footers or tails are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,7 @@ def list_files(spec: SourceSpec, store_url: str = "") -> list[InputFile]:
 
 def fingerprints(files: Sequence[InputFile]) -> list[str]:
     """A hash per file of its size and its last 64 KiB, which hold a parquet file's footer."""
-    with ThreadPoolExecutor(max_workers=8) as threads:
-        return list(threads.map(_fingerprint, files))
+    return list(ahead(_fingerprint, files, READ_THREADS))
 
 
 @contextmanager

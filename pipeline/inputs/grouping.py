@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ _GROUP = "_group"
 _FAN_OUT_BITS = 8
 _FAN_OUT = 1 << _FAN_OUT_BITS
 _TOP_SHIFT = 64 - _FAN_OUT_BITS
-_MAX_BUCKET_BYTES = 128 << 20
-_MIN_BLOCK_BYTES = 48 << 20
-"""Small blocks dealt to 256 buckets would be dust."""
+_MAX_BUCKET_BYTES = 48 << 20
+"""A bucket is in memory some four times while it is sorted."""
+_MIN_BLOCK_BYTES = 12 << 20
+"""Small blocks dealt to 256 buckets would be dust; a block is in memory some six times while it is dealt."""
 
 
 def group_by_host(blocks: Iterable[pa.Table], url: str, unit_samples: int) -> Iterator[pa.Table]:
@@ -48,9 +50,11 @@ def group_by_host(blocks: Iterable[pa.Table], url: str, unit_samples: int) -> It
 def _numbered(blocks: Iterable[pa.Table], url: str, chunk_rows: int) -> Iterator[pa.Table]:
     """The blocks, joined to larger ones, with the column of group numbers."""
     grouper = Grouper(chunk_rows)
-    for block in _joined(blocks):
-        urls = block.column(url).cast(pa.binary()).combine_chunks()
-        yield block.append_column(_GROUP, pa.array(grouper.number(urls)))
+
+    def numbers(block: pa.Table) -> pa.Array:
+        return pa.array(grouper.number(block.column(url).cast(pa.binary()).combine_chunks()))
+
+    return (block.append_column(_GROUP, numbers(block)) for block in _joined(blocks))
 
 
 def _joined(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -74,7 +78,7 @@ def _sorted(blocks: Iterable[pa.Table], folder: Path, shift: int) -> Iterator[pa
     for bucket in np.flatnonzero(sizes):
         path = folder / str(bucket)
         if sizes[bucket] > _MAX_BUCKET_BYTES and shift:
-            yield from _sorted(_read_bucket(path), folder / f"{bucket}-parts", shift - _FAN_OUT_BITS)
+            yield from _sorted(_joined(_read_bucket(path)), folder / f"{bucket}-parts", shift - _FAN_OUT_BITS)
         else:
             table = pa.concat_tables(_read_bucket(path)).combine_chunks()
             yield table.take(np.argsort(_groups(table), kind="stable"))
@@ -87,19 +91,23 @@ def _deal(blocks: Iterable[pa.Table], folder: Path, shift: int) -> Numbers:
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
     with ExitStack() as stack:
-        for table in blocks:
-            buckets = (_groups(table) >> np.uint64(shift)).astype(np.uint8)
-            dealt = table.take(np.argsort(buckets, kind="stable")).combine_chunks()
-            counts = np.bincount(buckets, minlength=_FAN_OUT)
-            ends = np.cumsum(counts)
-            for bucket in map(int, np.flatnonzero(counts)):
-                part = dealt.slice(ends[bucket] - counts[bucket], counts[bucket])
-                if bucket not in writers:
-                    writer = pa.ipc.new_stream(str(folder / str(bucket)), part.schema, options=options)
-                    writers[bucket] = stack.enter_context(writer)
-                writers[bucket].write_table(part)
-                sizes[bucket] += np.uint64(part.nbytes)
+        for bucket, part in chain.from_iterable(_parts(block, shift) for block in blocks):
+            if bucket not in writers:
+                writer = pa.ipc.new_stream(str(folder / str(bucket)), part.schema, options=options)
+                writers[bucket] = stack.enter_context(writer)
+            writers[bucket].write_table(part)
+            sizes[bucket] += np.uint64(part.nbytes)
     return sizes
+
+
+def _parts(block: pa.Table, shift: int) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each bucket. What a block needs is gone when its parts are."""
+    buckets = (_groups(block) >> np.uint64(shift)).astype(np.uint8)
+    dealt = block.take(np.argsort(buckets, kind="stable")).combine_chunks()
+    counts = np.bincount(buckets, minlength=_FAN_OUT)
+    ends = np.cumsum(counts)
+    for bucket in map(int, np.flatnonzero(counts)):
+        yield bucket, dealt.slice(ends[bucket] - counts[bucket], counts[bucket])
 
 
 def _read_bucket(path: Path) -> Iterator[pa.Table]:

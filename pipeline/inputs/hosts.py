@@ -14,7 +14,7 @@ _AUTHORITY = r"^[^/?#]*//(?P<authority>[^/?#]*)"
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2^64 divided by the golden ratio: multiples of it, modulo 2^64, lie evenly spread however many there are."""
 _SLOT_BITS = 24
-_MAX_CACHED = 1 << 20
+_MAX_CACHED = 1 << 18
 
 
 def authorities(urls: pa.Array) -> pa.DictionaryArray:

@@ -1,12 +1,13 @@
 """The plan of a store: made of the source's files on the first run, extended by new files later, never renumbered."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 
+from pipeline.each import ahead
 from pipeline.errors import UserError
 from pipeline.inputs.adopt import count_images
 from pipeline.inputs.batches import (
@@ -20,11 +21,11 @@ from pipeline.inputs.batches import (
     units_table,
     write_batch,
 )
-from pipeline.inputs.files import InputFile, fingerprints, list_files
+from pipeline.inputs.files import READ_THREADS, InputFile, fingerprints, list_files
 from pipeline.inputs.grouping import group_by_host
 from pipeline.inputs.numbers import PlanNumbers, plan_numbers
 from pipeline.inputs.retry import stage_retry
-from pipeline.inputs.rows import Kind, cut
+from pipeline.inputs.rows import Kind
 from pipeline.inputs.spec import SourceSpec
 from pipeline.inputs.staging import spooled, write_units
 from pipeline.inputs.survey import GROUP_FROM_ROWS, Survey, read_all, survey
@@ -83,13 +84,13 @@ def _point_at(
     files: Sequence[InputFile], rows_by_file: Sequence[int], found: dict[str, str], unit_samples: int
 ) -> pa.Table:
     """Units that are ranges of rows of the source's own files."""
-    ranges = [
-        (file.url, found[file.url], first_row, num_rows)
-        for file, rows in zip(files, rows_by_file, strict=True)
-        for first_row, num_rows in cut(rows, unit_samples)
-    ]
-    columns = list(zip(*ranges, strict=True)) or [(), (), (), ()]
-    return units_table(*columns)
+    rows_F = np.array(rows_by_file, np.int64)
+    units_F = -(-rows_F // unit_samples)
+    file_U = np.repeat(np.arange(len(files), dtype=np.int32), units_F)
+    first_U = (np.arange(len(file_U)) - np.repeat(np.cumsum(units_F) - units_F, units_F)) * unit_samples
+    num_rows_U = np.minimum(unit_samples, rows_F[file_U] - first_U)
+    urls = [file.url for file in files]
+    return units_table(urls, [found[url] for url in urls], file_U, first_U, num_rows_U)
 
 
 def _copy(
@@ -105,5 +106,4 @@ def _copy(
 
 
 def _count_images(files: Sequence[InputFile], spec: SourceSpec) -> list[int]:
-    with ThreadPoolExecutor(max_workers=8) as threads:
-        return list(threads.map(partial(count_images, spec=spec), files))
+    return list(ahead(partial(count_images, spec=spec), files, READ_THREADS))

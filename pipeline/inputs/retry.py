@@ -8,19 +8,22 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.each import ahead
 from pipeline.errors import UserError
 from pipeline.inputs.batches import BatchInfo, Plan, plan_settings, read_plan, staging_folder, write_batch
+from pipeline.inputs.committed import NumberSet, committed
 from pipeline.inputs.json_objects import CARRIED
 from pipeline.inputs.rows import FROM_REASON, FROM_UNIT, Row, Unit
 from pipeline.inputs.spec import SourceSpec
 from pipeline.inputs.staging import write_units
 from pipeline.inputs.tables import rechunk
 from pipeline.inputs.units import read_rows
-from pipeline.ledger import committed_units
 from pipeline.outcomes import FAILED, REASONS, find_reason
 from pipeline.store import Store
 
 ALL, TRANSIENT = "all", "transient"
+_READ_THREADS = 8
+"""They wait for the store; each has the rows of two units in memory at most."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class _Earlier:
     """What a retry batch holds already."""
 
     classes: Sequence[str]
-    units: frozenset[int]
+    units: NumberSet
     """Those it took rows from. A unit that was committed later is not among them."""
 
 
@@ -89,12 +92,14 @@ def _check_class(name: str) -> None:
 def _rows_to_retry(store: Store, spec: SourceSpec, plan: Plan, classes: Sequence[str]) -> Iterator[pa.Table]:
     """A table per unit that has some."""
     earlier = _earlier_retries(store, plan)
-    committed = set(committed_units(store))
-    for unit in plan.iter_units():
-        if unit.name in committed:
-            wanted = _failures(store, unit, classes, earlier)
-            if wanted and (table := _table(unit, spec, wanted)):
-                yield table
+    units = committed(store)
+
+    def read(unit: Unit) -> pa.Table | None:
+        wanted = _failures(store, unit, classes, earlier)
+        return _table(unit, spec, wanted) if wanted else None
+
+    tables = ahead(read, (unit for unit in plan.iter_units() if unit.number in units), _READ_THREADS)
+    return (table for table in tables if table is not None)
 
 
 def _earlier_retries(store: Store, plan: Plan) -> list[_Earlier]:
@@ -102,7 +107,7 @@ def _earlier_retries(store: Store, plan: Plan) -> list[_Earlier]:
     for batch in plan.batches:
         if batch.info.kind == "retry":
             parts = batch.units.column("file").unique().to_pylist()
-            units = frozenset(number for part in parts for number in _origins(store, part))
+            units = NumberSet(number for part in parts for number in _origins(store, part))
             found.append(_Earlier(batch.info.classes, units))
     return found
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,7 +38,12 @@ class Unit:
 
     @property
     def name(self) -> str:
-        return f"u{self.number:08d}"
+        return name_of(self.number)
+
+
+def name_of(number: int) -> str:
+    """The name of the unit of this number."""
+    return f"u{number:08d}"
 
 
 def number_of(unit_name: str) -> int:
@@ -83,11 +87,6 @@ class Row:
 def hash_key(content: bytes) -> str:
     """A key that stands for the content."""
     return hashlib.sha256(content).hexdigest()[:_KEY_DIGITS]
-
-
-def cut(num_rows: int, unit_samples: int) -> Iterable[tuple[int, int]]:
-    """First row and length of each unit of a file with so many rows."""
-    return ((first, min(unit_samples, num_rows - first)) for first in range(0, num_rows, unit_samples))
 
 
 def rows_of(table: pa.Table, columns: Columns) -> list[Row]:

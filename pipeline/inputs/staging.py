@@ -1,11 +1,13 @@
 """Rows copied into the store, one row group per unit, where the source's own files do not give them up cheaply."""
 
 import tempfile
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,25 +21,24 @@ _UNITS_PER_PART = 128
 def write_units(store: Store, folder: str, units: Iterable[pa.Table]) -> pa.Table:
     """Write the rows of units to part files in a folder of the store; returns the table of the units."""
     files: list[str] = []
-    first_rows: list[int] = []
-    num_rows: list[int] = []
+    num_rows = array("q")
     waiting = iter(units)
     unit = next(waiting, None)
     while unit is not None:
-        name = f"{folder}/part-{len(files) // _UNITS_PER_PART:05d}.parquet"
-        with store.writing(name) as stream, _part_writer(stream, unit.schema) as writer:
-            first_row = 0
+        files.append(f"{folder}/part-{len(files):05d}.parquet")
+        with store.writing(files[-1]) as stream, _part_writer(stream, unit.schema) as writer:
             for _ in range(_UNITS_PER_PART):
                 writer.write_table(unit, row_group_size=len(unit))
-                files.append(name)
-                first_rows.append(first_row)
                 num_rows.append(len(unit))
-                first_row += len(unit)
                 unit = next(waiting, None)
                 if unit is None:
                     break
+    num_rows_U = np.array(num_rows, np.int64)
+    file_U = np.arange(len(num_rows_U), dtype=np.int32) // _UNITS_PER_PART
+    before_U = np.cumsum(num_rows_U) - num_rows_U
+    first_U = before_U - before_U[::_UNITS_PER_PART][file_U]
     # No fingerprints: the parts are ours, and are never changed.
-    return units_table(files, [""] * len(files), first_rows, num_rows)
+    return units_table(files, [""] * len(files), file_U, first_U, num_rows_U)
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """What the files of a table come to before their rows are read: schema, rows, and whether they must be copied."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
 
-from pipeline.inputs.files import InputFile
+from pipeline.each import ahead
+from pipeline.inputs.files import READ_THREADS, InputFile
 from pipeline.inputs.spec import SourceSpec
 from pipeline.inputs.tables import conform, inspect_table, read_blocks, unify_schemas
 
@@ -44,8 +44,11 @@ def survey(files: Sequence[InputFile], spec: SourceSpec, unit_samples: int) -> S
     Raises:
         UserError: One cannot be read, lacks columns, or has others than the first.
     """
-    with ThreadPoolExecutor(max_workers=8) as threads:
-        infos = list(threads.map(partial(inspect_table, columns=spec.columns), files))
+    schemas: dict[pa.Schema, pa.Schema] = {}
+    infos = [
+        replace(info, schema=schemas.setdefault(info.schema, info.schema))  # one object for all files that have it
+        for info in ahead(partial(inspect_table, columns=spec.columns), files, READ_THREADS)
+    ]
     filled = [(info.schema, file) for info, file in zip(infos, files, strict=True) if info.schema.names]
     schema = unify_schemas([one for one, _ in filled], [file for _, file in filled]) if filled else pa.schema([])
     counts = [info.num_rows for info in infos if info.num_rows is not None]

@@ -1,12 +1,15 @@
 """The commit records of a dataset: a small file per shard, and the index that joins them."""
 
 import json
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset_files import index_file, refused_file, shard_file
+from pipeline.each import ahead
+from pipeline.inputs.committed import NumberSet
 from pipeline.shards import INDEX_SCHEMA, SHARD_SCHEMA
 from pipeline.store import Store
 
@@ -23,6 +26,7 @@ REFUSED_SCHEMA = pa.schema(
 _METADATA = b"genlip"
 _GROUP_SHARDS = 1024
 """Shards in a row group of the index: what its writer holds in memory."""
+_READ_THREADS = 16
 
 
 def write_commit(store: Store, dataset: str, number: int, entry: dict[str, Any], refused: list[dict[str, Any]]) -> None:
@@ -36,10 +40,10 @@ def write_commit(store: Store, dataset: str, number: int, entry: dict[str, Any],
     store.write_table(shard_file(dataset, number), pa.Table.from_pylist([entry], schema=schema))
 
 
-def committed_shards(store: Store, dataset: str) -> set[int]:
+def committed_shards(store: Store, dataset: str) -> NumberSet:
     """The numbers of the shards that are committed."""
-    stems = (name.removesuffix(".parquet") for name in store.names(f"shards/{dataset}", ".parquet"))
-    return {int(stem.removeprefix("shard-")) for stem in stems if stem.startswith("shard-")}
+    stems = (name.removesuffix(".parquet") for name in store.iter_files(f"shards/{dataset}", ".parquet"))
+    return NumberSet(int(stem.removeprefix("shard-")) for stem in stems if stem.startswith("shard-"))
 
 
 def write_index(store: Store, dataset: str, num_shards: int) -> None:
@@ -52,7 +56,7 @@ def write_index(store: Store, dataset: str, num_shards: int) -> None:
     ):
         for start in range(0, num_shards, _GROUP_SHARDS):
             numbers = range(start, min(start + _GROUP_SHARDS, num_shards))
-            commits = [_read_commit(store, dataset, number) for number in numbers]
+            commits = list(ahead(partial(_read_commit, store, dataset), numbers, _READ_THREADS))
             index.write_table(pa.concat_tables([row for row, _ in commits]))
             refused.write_table(pa.concat_tables([left_out for _, left_out in commits]))
 

@@ -19,6 +19,7 @@ from pipeline.curate.spec import HELDOUT, TRAIN
 from pipeline.dataset_files import HELDOUT_SUFFIX, dataset_file, index_file, refused_file
 from pipeline.each import Each
 from pipeline.errors import UserError
+from pipeline.inputs.committed import NumberSet
 from pipeline.recipe import ShardSpec
 from pipeline.sharding.commits import committed_shards, write_index
 from pipeline.sharding.order import Order, cut, make_order, send_part, sort_part, stale_selection
@@ -173,9 +174,9 @@ def _captions(rows: Rows, spec: ShardSpec) -> tuple[str, ...]:
     return spec.captions
 
 
-def _missing_shards(store: Store, dataset: Dataset) -> list[int]:
+def _missing_shards(store: Store, dataset: Dataset) -> NumberSet:
     committed = committed_shards(store, dataset.name)
-    return [number for number in range(dataset.num_shards) if number not in committed]
+    return NumberSet(number for number in range(dataset.num_shards) if number not in committed)
 
 
 def _send(
@@ -198,14 +199,13 @@ def _send(
 
 
 def _write_shards(
-    dataset: Dataset, order: Order, missing: list[int], spec: ShardSpec, each: Each, report: Callable[[str], None]
+    dataset: Dataset, order: Order, missing: NumberSet, spec: ShardSpec, each: Each, report: Callable[[str], None]
 ) -> None:
     """Sort the order, cut it into shards, and write those that are missing."""
     num_rows = dict(each(partial(sort_part, order), range(order.num_parts)))
     slices = cut([num_rows[part] for part in range(order.num_parts)], dataset.num_shards)
     report(f"writing {len(missing):,} of {dataset.num_shards:,} shards to shards/{dataset.name}")
-    wanted = set(missing)
-    jobs = (ShardJob(dataset.name, number, one) for number, one in enumerate(slices) if number in wanted)
+    jobs = (ShardJob(dataset.name, number, one) for number, one in enumerate(slices) if number in missing)
     _run(each(partial(write_shard, order, spec.check), jobs))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.errors import EXIT_ENVIRONMENT, UserError
+from pipeline.errors import EXIT_ENVIRONMENT, StoreError, UserError
 from pipeline.raw import read_members
 from pipeline.store import Store, open_fs
 
@@ -130,6 +130,8 @@ def _read_remote(store: Store, spans: Sequence[Sequence[Place]]) -> Iterator[byt
 def _read_rows(store: Store, raw: str, places: Sequence[Place]) -> list[bytes]:
     try:
         return read_members(store, raw, [(place.offset, place.size) for place in places])
+    except StoreError:
+        raise
     except (OSError, ValueError, IndexError) as error:  # pyarrow's errors are both of the latter
         raise _unreadable(store, raw, str(error)) from error
 

@@ -12,6 +12,10 @@ BENCHMARKS = {
         "[--part PART]",
         "annotators, near-duplicates, selection and shards, against DuckDB, webdataset, imagededup",
     ),
+    "driver_scale": (
+        "[--units N …]",
+        "time and memory of the driver up to 8 billion rows in 800,000 units",
+    ),
     "ingest": ("[--images N]", "CPU time and speed of downloading and re-encoding images, against img2dataset"),
     "model": ("[--cuda]", "training step and caption scoring, against the official GenLIP and open_clip"),
     "stream": (
@@ -32,7 +36,7 @@ def main() -> int:
         if own_arguments:
             parser.error(f"name a benchmark before its options {own_arguments}: one of {', '.join(BENCHMARKS)}")
         for name, (own_options, compared) in BENCHMARKS.items():
-            print(f"{name:8} {own_options:14} {compared}")
+            print(f"{name:12} {own_options:14} {compared}")
         return 0
     try:
         results = importlib.import_module(f"tests.bench.{options.name}").run(own_arguments)
