@@ -9,9 +9,9 @@ from pipeline.annotate.columns import address, annotated_units
 from pipeline.curate.hamming import plan_tables
 from pipeline.dataset_files import index_file
 from pipeline.funnel import read_funnel
+from pipeline.inputs.committed import committed
 from pipeline.inputs.numbers import BYTES_PER_URL
 from pipeline.inputs.plan import PlanNumbers, plan_numbers
-from pipeline.ledger import committed_units
 from pipeline.store import Store, check_store
 from train.recipe import TOKENIZER_FOLDER
 
@@ -28,17 +28,17 @@ def _ingest_lines(recipe: Recipe) -> list[str]:
     spec = recipe.ingest
     store = check_store(recipe.store, spec.content())
     numbers = plan_numbers(store, spec.source, spec.unit_samples)
-    committed = len(committed_units(store))
+    num_committed = len(committed(store))
     lines = [
         f"ingest     {numbers.num_rows:,} rows in {numbers.num_files:,} files ÷ {spec.unit_samples:,} rows a unit"
-        f" = {numbers.num_units:,} units; {committed:,} committed, {numbers.num_units - committed:,} to do",
+        f" = {numbers.num_units:,} units; {num_committed:,} committed, {numbers.num_units - num_committed:,} to do",
         *_source_lines(numbers),
         f"fetch      {spec.fetch.in_flight} downloads at a time in a unit, {spec.fetch.per_host} from one host,"
         f" {spec.fetch.timeout_s:g} s each and {spec.fetch.retries} retries; a unit of time-outs alone takes"
         f" {spec.unit_samples:,} ÷ {spec.fetch.in_flight} × {spec.fetch.timeout_s:g} s"
         f" = {spec.unit_samples / spec.fetch.in_flight * spec.fetch.timeout_s:,.0f} s",
     ]
-    if committed:
+    if num_committed:
         funnel = read_funnel(store)
         lines.append(
             f"so far     {funnel.seen:,} seen = {funnel.success:,} success + {funnel.num_rejected:,} rejected"
@@ -66,10 +66,11 @@ def _source_lines(numbers: PlanNumbers) -> list[str]:
 
 def _curate_lines(recipe: Recipe) -> list[str]:
     store, spec = Store(recipe.store), recipe.curate
-    units = set(committed_units(store))
+    units = committed(store)
     lines = []
     for one in spec.build_annotators():
-        num_done = len(units & annotated_units(store, address(one)))
+        annotated = annotated_units(store, address(one))
+        num_done = sum(number in annotated for number in units)
         lines.append(f"annotate   {', '.join(one.columns())}: {num_done:,} of {len(units):,} units have them")
     if spec.select.where:
         lines.append("select     " + "; ".join(f"{name}: {rule}" for name, rule in spec.select.where.items()))
@@ -112,4 +113,13 @@ def _planned_training(recipe: Recipe, run_dir: Path) -> list[str]:
 
     workers = recipe.run.workers or torch.cuda.device_count() or os.cpu_count() or 1
     job = TrainJob.model_validate(recipe.model_dump(mode="json"))
-    return plan_lines(set_up(run_dir, job), workers, run_dir)
+    return plan_lines(set_up(run_dir, job), workers, run_dir, recipe.run.min_workers)
+
+
+def plan_scale(recipe: Recipe, scale: str) -> int:
+    """Print what the recipe takes at a scale: machines, hours, storage, requests and money. Returns the exit code."""
+    from jobs.capacity.page import scale_lines
+
+    for line in scale_lines(recipe, scale):
+        say(line)
+    return 0

@@ -16,10 +16,10 @@ import cv2
 import pyarrow as pa
 from PIL import Image
 
+from jobs.capacity.photos import make_photos
 from pipeline.annotate.annotator import ANNOTATORS, Annotator, Batch, build_annotator
 from pipeline.pixels.phash import perceptual_hash
 from tests.bench.harness import BenchError, Metric, Peer, Result, find_peer, rounds
-from tests.bench.photos import make_photos
 
 METRIC = "annotate_per_cpu_s"
 SIDE_PX = (256, 384)

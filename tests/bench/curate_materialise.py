@@ -22,6 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from jobs.capacity.photos import make_photos
 from jobs.leaving import leave
 from pipeline.curate.rows import open_rows
 from pipeline.each import in_turn
@@ -30,7 +31,6 @@ from pipeline.sharding.dataset import materialise
 from pipeline.sharding.write import Check
 from pipeline.store import Store
 from tests.bench.harness import BenchError, Metric, Result, find_peer, rounds
-from tests.bench.photos import make_photos
 from tests.pipeline.sharding.selections import key_of, write_selection
 from tests.stores import Stored, make_store
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from jobs.capacity.photos import make_photos
 from jobs.demo.registry import RegistryUnavailable, default_cache, get_package
-from tests.bench.photos import make_photos
 
 PACKAGES = (
     "debian:endless-sky-data",

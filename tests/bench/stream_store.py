@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
+from jobs.capacity.photos import make_photos
 from jobs.recipe import check_recipe
 from model import load_tokenizer
 from pipeline.dataset_files import index_file, shard_file, shard_tar
 from pipeline.sharding.commits import write_commit, write_index
 from pipeline.shards import INDEX_SCHEMA, Sample, ShardWriter
 from pipeline.store import Store
-from tests.bench.photos import make_photos
 from tests.train.train_runs import begin_run
 from train.data.lengths import lengths_file, lengths_folder, write_lengths
 from train.data.mixture import SEGMENT_SAMPLES, Mixture, Phase
