@@ -1,12 +1,17 @@
 """The `genlip` command. Imports nothing heavy: each verb loads what it needs when it runs."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.leaving import leave
+
+if TYPE_CHECKING:
+    from jobs.recipe import Recipe
 
 app = typer.Typer(
     name="genlip",
@@ -20,6 +25,7 @@ app = typer.Typer(
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as genlip train names it.")]
+RunOrRecipe = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its recipe.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Replace a value of the recipe; may be given several times."),
@@ -27,12 +33,38 @@ Overrides = Annotated[
 
 
 @app.command()
-def plan(recipe: RecipePath, set_: Overrides = None) -> None:
+def plan(
+    recipe: RecipePath,
+    scale: Annotated[
+        str, typer.Option(metavar="ROWS", help="Plan machines, hours, storage, requests, money for so many: 8B, 800M.")
+    ] = "",
+    set_: Overrides = None,
+) -> None:
     """Print every derived number; start nothing."""
-    from jobs.plan import plan_run
+    from jobs.plan import plan_run, plan_scale
     from jobs.recipe import load_recipe
 
-    raise typer.Exit(plan_run(load_recipe(recipe, set_)))
+    loaded = load_recipe(recipe, set_)
+    raise typer.Exit(plan_scale(loaded, scale) if scale else plan_run(loaded))
+
+
+@app.command()
+def bench(
+    recipe: RecipePath,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="ingest, annotate, select, shards, store or train; repeatable."),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Your own images/ and metadata.parquet (file, caption).")
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Measure how fast this machine does each stage."""
+    from jobs.capacity.bench import bench as run
+    from jobs.recipe import load_recipe
+
+    raise typer.Exit(run(load_recipe(recipe, set_), only or [], corpus))
 
 
 @app.command()
@@ -49,7 +81,8 @@ def ingest(
     from jobs.ingest import ingest as run
     from jobs.recipe import load_recipe
 
-    raise typer.Exit(run(load_recipe(recipe, set_), retry or [], part))
+    loaded = load_recipe(recipe, set_)
+    raise typer.Exit(_recorded("ingest", loaded, lambda: run(loaded, retry or [], part), part))
 
 
 @app.command()
@@ -58,7 +91,8 @@ def annotate(recipe: RecipePath, set_: Overrides = None) -> None:
     from jobs.curate import annotate as run
     from jobs.recipe import load_recipe
 
-    raise typer.Exit(run(load_recipe(recipe, set_)))
+    loaded = load_recipe(recipe, set_)
+    raise typer.Exit(_recorded("annotate", loaded, lambda: run(loaded)))
 
 
 @app.command()
@@ -72,7 +106,10 @@ def select(
     from jobs.curate import select_samples
     from jobs.recipe import load_recipe
 
-    raise typer.Exit(select_samples(load_recipe(recipe, set_), explain, compare))
+    loaded = load_recipe(recipe, set_)
+    if explain or compare:  # questions
+        raise typer.Exit(select_samples(loaded, explain, compare))
+    raise typer.Exit(_recorded("select", loaded, lambda: select_samples(loaded, None, None)))
 
 
 @app.command()
@@ -81,7 +118,8 @@ def curate(recipe: RecipePath, set_: Overrides = None) -> None:
     from jobs.curate import curate as run
     from jobs.recipe import load_recipe
 
-    raise typer.Exit(run(load_recipe(recipe, set_)))
+    loaded = load_recipe(recipe, set_)
+    raise typer.Exit(_recorded("curate", loaded, lambda: run(loaded)))
 
 
 @app.command()
@@ -116,7 +154,8 @@ def tokenizer(recipe: RecipePath, set_: Overrides = None) -> None:
     from jobs.recipe import load_recipe
     from jobs.tokenizer import make_tokenizer
 
-    raise typer.Exit(make_tokenizer(load_recipe(recipe, set_)))
+    loaded = load_recipe(recipe, set_)
+    raise typer.Exit(_recorded("tokenizer", loaded, lambda: make_tokenizer(loaded)))
 
 
 @app.command()
@@ -137,7 +176,8 @@ def train(
         raise typer.Exit(try_out(load_recipe(recipe, set_)))
     from jobs.training import train as run
 
-    raise typer.Exit(run(load_recipe(recipe, set_), allow or []))
+    loaded = load_recipe(recipe, set_)
+    raise typer.Exit(_recorded("train", loaded, lambda: run(loaded, allow or [])))
 
 
 @app.command()
@@ -181,7 +221,7 @@ def evaluate(
     """Measure a model on held-out images, beside chance."""
     from jobs.evaluation import evaluate_folder
 
-    raise typer.Exit(evaluate_folder(run, data, tokenizer, set_ or []))
+    raise typer.Exit(_recorded("eval", run, lambda: evaluate_folder(run, data, tokenizer, set_ or [])))
 
 
 @app.command()
@@ -190,7 +230,8 @@ def compare(recipe: RecipePath, set_: Overrides = None) -> None:
     from jobs.compare.command import compare as run
     from jobs.recipe import load_recipe
 
-    raise typer.Exit(run(load_recipe(recipe, set_)))
+    loaded = load_recipe(recipe, set_)
+    raise typer.Exit(_recorded("compare", loaded, lambda: run(loaded)))
 
 
 @app.command()
@@ -203,7 +244,8 @@ def caption(
     """Caption images and draw a contact sheet."""
     from jobs.captions import caption_images
 
-    raise typer.Exit(caption_images(run, images or [], heldout, sheet or run / "captions.png"))
+    make_sheet = partial(caption_images, run, images or [], heldout, sheet or run / "captions.png")
+    raise typer.Exit(_recorded("caption", run, make_sheet))
 
 
 @app.command()
@@ -235,6 +277,31 @@ def submit(
 
 
 @app.command()
+def status(
+    run: RunOrRecipe,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds, until Ctrl-C.")] = False,
+) -> None:
+    """Show how far a run is and what failed, from its folders."""
+    from jobs.status.command import show_status
+
+    raise typer.Exit(show_status(run, as_json, watch))
+
+
+@app.command()
+def logs(
+    run: RunOrRecipe,
+    verb: Annotated[str, typer.Argument(metavar="VERB", help="Of the stage. [default: the newest]")] = "",
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as it grows, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option(min=0, help="So many from the end; 0: all.")] = 100,
+) -> None:
+    """Print what a stage of a run has said."""
+    from jobs.status.logs import show_log
+
+    raise typer.Exit(show_log(run, verb, follow, lines))
+
+
+@app.command()
 def exporter(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; before there is one, its recipe.")],
     port: Annotated[int, typer.Option(help="Serve the numbers at http://HOST:PORT/metrics.")] = 9400,
@@ -261,6 +328,17 @@ def demo(
     from jobs.demo.run import run_demo
 
     raise typer.Exit(run_demo(out, corpus, tier, set_ or []))
+
+
+def _recorded(verb: str, run: "Recipe | Path", work: Callable[[], int], part: str = "") -> int:
+    """Do the work of a verb, in the run folder's record where there is one to keep: what a folder that is no run is
+    asked for leaves no trace. Returns the exit code."""
+    from jobs.stages import recorded
+    from train.recipe import RECIPE_FILE
+
+    if isinstance(run, Path):
+        return recorded(work, run, verb) if (run / RECIPE_FILE).exists() else work()
+    return recorded(work, run.run_dir, verb, part, run)
 
 
 def main() -> None:

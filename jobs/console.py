@@ -3,15 +3,46 @@
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 LOG_EVERY_S = 10.0
 BAR_CHARS = 20
 
 
+class Listener(Protocol):
+    """Hears what the user sees, to keep a log of it."""
+
+    def said(self, line: str) -> None:
+        """A line, which may have several."""
+
+    def progressed(self, line: str, share_done: float, is_due: bool) -> None:
+        """A progress line; `is_due` once in ten seconds, and at the end."""
+
+
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Let it hear what is said during the block."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 def say(line: str = "") -> None:
     """Write a line to the standard output, at once."""
-    sys.stdout.write(line + "\n")
+    _write(line + "\n")
+    for listener in _listeners:
+        listener.said(line)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
@@ -30,20 +61,34 @@ class Progress:
 
     def show(self, line: str, share_done: float, final: bool = False) -> None:
         now = time.monotonic()
-        if self._on_terminal:
-            num_full = int(share_done * BAR_CHARS)
-            bar = f"[{'#' * num_full}{'.' * (BAR_CHARS - num_full)}] "
-            line = (bar + line)[: shutil.get_terminal_size().columns - 1]  # a wrapped line cannot be rewritten
-            sys.stdout.write("\r" + line.ljust(self._width) + ("\n" if final else ""))
-            sys.stdout.flush()
-            self._width = len(line)
-        elif final or now - self._last_s >= LOG_EVERY_S:
-            say(line)
+        is_due = final or now - self._last_s >= LOG_EVERY_S
+        if is_due:
             self._last_s = now
+        if self._on_terminal:
+            text = f"{bar(share_done)} {line}"[: shutil.get_terminal_size().columns - 1]  # a wrapped line stays
+            _write("\r" + text.ljust(self._width) + ("\n" if final else ""))
+            self._width = len(text)
+        elif is_due:
+            _write(line + "\n")
+        for listener in _listeners:
+            listener.progressed(line, share_done, is_due)
 
     def note(self, line: str) -> None:
         """Say something in between, above the line in place."""
-        say("\r" + line.ljust(self._width) if self._on_terminal else line)
+        if self._on_terminal:
+            _write("\r" + " " * self._width + "\r")
+        say(line)
+
+
+def bar(share: float) -> str:
+    """[########............]"""
+    num_full = int(min(max(share, 0.0), 1.0) * BAR_CHARS)
+    return f"[{'#' * num_full}{'.' * (BAR_CHARS - num_full)}]"
+
+
+def clock(unix_s: float) -> str:
+    """2026-11-29 13:22:10, of this machine's time zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

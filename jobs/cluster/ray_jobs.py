@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from jobs.cluster.package import RECIPE_FILE, pack
 from jobs.cluster.work import Verb, command, entrypoint_gpus, on_cluster, require_shared
 from jobs.recipe import Recipe, recipe_yaml
+from jobs.stages import SUBMITTED_BY
 from pipeline.errors import EXIT_ENVIRONMENT, UserError
 
 RUNNING = ("PENDING", "RUNNING")
@@ -62,7 +64,10 @@ def submit(request: Request, address: str | None, folder: Path) -> str:
                 client.submit_job(
                     entrypoint=request.entrypoint,
                     submission_id=submission_id,
-                    runtime_env={"working_dir": str(package)},
+                    runtime_env={
+                        "working_dir": str(package),
+                        "env_vars": {SUBMITTED_BY: shlex.join(["genlip", *sys.argv[1:]])},
+                    },
                     entrypoint_num_gpus=request.num_gpus or None,
                 )
             )

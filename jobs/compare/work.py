@@ -15,6 +15,7 @@ from typing import Any, Literal
 from jobs.compare.pace import Pace
 from jobs.compare.runs import Run
 from jobs.console import LOG_EVERY_S, duration, say
+from jobs.stages import current_stage
 from pipeline.errors import UserError
 from train.metrics import LogTail
 from train.recipe import RECIPE_FILE
@@ -150,6 +151,8 @@ def _say_progress(active: Sequence[_Task], runs: Sequence[Run], pace: Pace, para
             pace.saw(task.run, task.latest)
         say(task.line())
     num_done = sum(_next_verb(run) is None for run in runs)
+    if stage := current_stage():
+        stage.progress(num_done, len(runs), "runs", {})
     say(f"all: {num_done} of {len(runs)} runs done · eta {duration(pace.left_s(runs, parallel))}")
 
 

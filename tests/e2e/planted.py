@@ -120,6 +120,7 @@ def write_recipe(work: Path, base_url: str, planted: list[Planted], own: list[Pl
     recipe = {
         "name": "planted",
         "store": str(work / "store"),
+        "runs": str(work / "runs"),
         "ingest": {
             "source": {"urls": str(work / "urls.parquet")},
             "unit_samples": 500,

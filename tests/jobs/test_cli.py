@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "pyarrow", "transformers", "cv2", "deepspeed")
 
 OPTIONS_OF = {
-    "plan": ["RECIPE", "--set"],
+    "plan": ["RECIPE", "--scale", "--set"],
+    "bench": ["RECIPE", "--only", "--corpus", "--set"],
     "ingest": ["RECIPE", "--retry", "--part", "--set"],
     "annotate": ["RECIPE", "--set"],
     "select": ["RECIPE", "--explain", "--compare", "--set"],
@@ -34,6 +35,8 @@ OPTIONS_OF = {
     "caption": ["RUN", "[IMAGE]...", "--heldout", "--sheet"],
     "report": ["RUN"],
     "submit": ["RECIPE", "VERB", "--to", "--address", "--render", "--set"],
+    "status": ["RUN", "--json", "--watch"],
+    "logs": ["RUN", "VERB", "--follow", "--lines"],
     "exporter": ["RUN", "--port", "--textfile"],
     "demo": ["--out", "--corpus", "--tier", "--set"],
 }

@@ -40,6 +40,7 @@ def _recipe(folder: Path, **curate: object) -> Path:
     content = {
         "name": "run",
         "store": str(folder / "store"),
+        "runs": str(folder / "runs"),
         "ingest": {"source": {"urls": str(folder / "none.parquet")}},
         "curate": {
             "annotate": [{"caption_stats": {}}, {"image_stats": {}}],
