@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.console import duration, say
 from jobs.ray_pool import ray_session
+from jobs.ray_train import devices_of, run_group
 from jobs.recipe import Recipe
-from jobs.training import in_group, is_first, run_in_workers
+from jobs.training import in_group, is_first
 from pipeline.errors import EXIT_FAILED_UNITS, UserError
 from train.recipe import TrainJob
 
@@ -44,7 +45,8 @@ def _dry_run_under_ray(recipe: Recipe, job: TrainJob, run_dir: Path) -> "DryRun"
         with ray_session(recipe.run.ray_address):
             config = {"run_dir": str(run_dir.resolve()), "job": job.model_dump(mode="json")}
             config["result"] = str(scratch.resolve() / "result.json")
-            run_in_workers(_dry_run_worker, config, recipe, scratch, max_failures=0)
+            devices = devices_of(recipe)
+            run_group(_dry_run_worker, config, devices, devices.num_processes, scratch)
         return DryRun(**json.loads((scratch / "result.json").read_text(encoding="utf-8")))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

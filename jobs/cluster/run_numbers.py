@@ -1,101 +1,146 @@
-"""The numbers of a run as far as its folders tell them: no process of the run is asked, and none needs to be there."""
+"""The numbers of a run under the names that Prometheus sees: one table for stats.json, `genlip exporter` and Ray."""
 
-import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jobs.recipe import Recipe
-from pipeline.inputs.batches import read_plan
-from pipeline.ledger import committed_units, read_commit
-from pipeline.store import Store
 from train.jsonl import read_lines
-from train.metrics import REFUSED_STEPS, LogTail
+from train.metrics import METRICS as METRICS_FILE
+from train.metrics import REFUSED_STEPS
 
-RECOUNT_EVERY_S = 60.0
-"""A large store has many ledgers to list."""
+Numbers = Mapping[str, float]
+"""By name, and where one has labels as Prometheus writes them: `name{status="failed",reason="http_404"}`."""
+
+ROWS = "genlip_ingest_rows_total"
+INGEST = {
+    ROWS: "Rows by what became of them; a row that is asked for again counts again.",
+    "genlip_ingest_stored_bytes_total": "Bytes of the raw files.",
+    "genlip_ingest_pauses_total": "How often a unit waited for a trouble of its machine, by the trouble.",
+    "genlip_ingest_units_committed": "Work units that are committed.",
+    "genlip_ingest_units_planned": "Work units of the plan.",
+    "genlip_ingest_units_failed": "Work units that this command could not commit; they stay pending.",
+    "genlip_ingest_rows_per_second": "Rows a second since the command began.",
+    "genlip_ingest_eta_seconds": "Time to the end at this rate.",
+}
+_TRAIN: dict[str, tuple[str, Callable[[Mapping[str, Any]], float | None]]] = {
+    "genlip_train_samples_seen": ("Samples seen.", lambda line: line["samples"]),
+    "genlip_train_step": ("Optimiser steps taken.", lambda line: line["step"]),
+    "genlip_train_loss_nats": ("Loss per labelled token of the global batch.", lambda line: line["loss"]),
+    "genlip_train_grad_norm": ("Norm of the gradient before clipping.", lambda line: line["grad_norm"]),
+    "genlip_train_learning_rate": ("Learning rate.", lambda line: line["lr"]),
+    "genlip_train_samples_per_second": ("Samples a second.", lambda line: line["samples_per_s"]),
+    "genlip_train_tokens_per_second": ("Tokens a second.", lambda line: line["tokens_per_s"]),
+    "genlip_train_mfu_ratio": ("Model FLOPs over what the devices can do.", lambda line: line["mfu"]),
+    "genlip_train_data_wait_ratio": (
+        "Share of the time in which the first process waits for data.",
+        lambda line: line["time_shares"]["data"],
+    ),
+    "genlip_train_checkpoint_stall_seconds": (
+        "Time that the loop stood still for checkpoints since the line before.",
+        lambda line: line["checkpoint_stall_s"],
+    ),
+    "genlip_train_bad_samples_total": ("Unreadable samples.", lambda line: line["num_bad_samples"]),
+    "genlip_train_memory_bytes": (
+        "Largest memory of the device, or of the process without one.",
+        lambda line: line["memory_gib"] * 2**30,
+    ),
+    "genlip_train_eta_seconds": ("Time to the end at the present rate.", lambda line: line["eta_s"]),
+    "genlip_train_log_timestamp_seconds": ("When the latest line was logged.", lambda line: line["unix_s"]),
+}
+"""What a line of the log tells, see `train.metrics.StepMetrics`."""
+LENGTH = "genlip_train_samples_planned"
+REFUSED = "genlip_train_refused_steps_total"
+CHECKPOINT = "genlip_train_checkpoint_timestamp_seconds"
+METRICS: dict[str, str] = {
+    **INGEST,
+    **{name: text for name, (text, _) in _TRAIN.items()},
+    LENGTH: "Samples that the run will have seen at its end.",
+    REFUSED: "Steps that were not taken: a loss or gradient that is not finite, or a spike.",
+    CHECKPOINT: "When the newest checkpoint was complete; before the first, when the run began or was resumed.",
+}
+"""All names there are, with what they mean. A name in `_total` counts up, the others go up and down."""
+
+LOOK_FOR_CHECKPOINTS_EVERY_S = 60.0
+"""It lists a folder, which may be on an object store."""
+TAIL_BYTES = 1 << 16
+"""Of a log; its lines have a few hundred bytes."""
 
 
-@dataclass
-class IngestNumbers:
-    """What the ledgers of a store add up to. Each is read once; sums only grow, as Prometheus wants of counters."""
-
-    rows: Counter[str] = field(default_factory=Counter)
-    """By `status` or `status:reason`; a row that is asked for again counts again."""
-    stored_bytes: int = 0
-    units_committed: int = 0
-    units_planned: int = 0
+def is_counter(key: str) -> bool:
+    """Whether it counts up."""
+    return split_key(key)[0].endswith("_total")
 
 
-class IngestCounts:
-    """Keeps `IngestNumbers` up to date."""
-
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._clock = store, clock
-        self._numbers = IngestNumbers()
-        self._seen: set[str] = set()
-        self._num_batches = 0
-        self._counted_s: float | None = None
-
-    def read(self) -> IngestNumbers:
-        """The numbers, at most a minute old."""
-        if self._counted_s is None or self._clock() - self._counted_s >= RECOUNT_EVERY_S:
-            self._count()
-            self._counted_s = self._clock()
-        return self._numbers
-
-    def _count(self) -> None:
-        numbers = self._numbers
-        for name in committed_units(self._store):
-            if name not in self._seen:
-                record = read_commit(self._store, name)
-                numbers.rows.update(record.reasons)
-                numbers.stored_bytes += record.num_bytes
-                self._seen.add(name)
-        numbers.units_committed = len(self._seen)
-        num_batches = len(self._store.names("plan", ".parquet"))
-        if num_batches != self._num_batches:
-            numbers.units_planned, self._num_batches = read_plan(self._store).num_units, num_batches
+@cache
+def key_of(name: str, **labels: str) -> str:
+    """A key of `Numbers`."""
+    return f"{name}{{{','.join(f'{label}={json.dumps(value)}' for label, value in labels.items())}}}"
 
 
-@dataclass(frozen=True)
-class TrainNumbers:
-    """How far a training is."""
+@cache
+def split_key(key: str) -> tuple[str, Mapping[str, str]]:
+    """The name and the labels of a key."""
+    name, _, labels = key.partition("{")
+    return name, {label: json.loads(value) for label, value in re.findall(r'(\w+)=("(?:[^"\\]|\\.)*")', labels)}
 
-    latest: dict[str, Any]
-    """The newest line of the log, see `train.metrics.StepMetrics`."""
-    length: int
-    num_refused_steps: int
-    checkpoint_unix_s: float
-    """Of the newest checkpoint; where there is none, of the log's first line."""
+
+def rows_by_outcome(rows: Mapping[str, int]) -> dict[str, float]:
+    """Numbers of rows, given by `Outcome.label`."""
+    numbers = {}
+    for label, count in rows.items():
+        status, _, reason = label.partition(":")
+        numbers[key_of(ROWS, status=status, reason=reason)] = float(count)
+    return numbers
 
 
 class TrainingLog:
     """Follows the run folder of a training."""
 
-    def __init__(self, recipe: Recipe, run_dir: Path) -> None:
-        self._recipe, self._run_dir = recipe, run_dir
-        self._tail = LogTail(run_dir)
-        self._first_unix_s = 0.0
-        self._latest: dict[str, Any] = {}
+    def __init__(self, recipe: Recipe, run_dir: Path, clock: Callable[[], float]) -> None:
+        self._recipe, self._run_dir, self._clock = recipe, run_dir, clock
+        self._told: tuple[dict[str, Any], int] = ({}, 0)
+        self._checkpoint_unix_s = 0.0
+        self._looked_s: float | None = None
 
-    def read(self) -> TrainNumbers | None:
-        """The numbers now; None where nothing is logged yet."""
-        new = self._tail.read()
-        if new:
-            self._first_unix_s = self._first_unix_s or new[0]["unix_s"]
-            self._latest = new[-1]
-        if not self._latest:
-            return None
-        num_refused = len(read_lines(self._run_dir / REFUSED_STEPS))
-        return TrainNumbers(self._latest, self._recipe.train.length, num_refused, self._checkpoint_unix_s())
+    def read(self) -> dict[str, float]:
+        """The numbers now; empty where there is nothing new since the last call."""
+        line, num_refused = _last_line(self._run_dir / METRICS_FILE), len(read_lines(self._run_dir / REFUSED_STEPS))
+        if not line or (line, num_refused) == self._told:
+            return {}
+        self._told = line, num_refused
+        self._look_for_checkpoints()
+        known = {name: number(line) for name, (_, number) in _TRAIN.items()}
+        numbers = {name: float(value) for name, value in known.items() if value is not None}
+        numbers |= {LENGTH: self._recipe.train.length, REFUSED: num_refused}
+        return numbers | {CHECKPOINT: self._checkpoint_unix_s or line["unix_s"] - line["uptime_s"]}
 
-    def _checkpoint_unix_s(self) -> float:
+    def _look_for_checkpoints(self) -> None:
         from train.checkpoints.folder import committed_names, open_checkpoints  # here, because it loads torch
         from train.checkpoints.record import COMMITTED
 
+        if self._looked_s is not None and self._clock() - self._looked_s < LOOK_FOR_CHECKPOINTS_EVERY_S:
+            return
+        self._looked_s = self._clock()
         store = open_checkpoints(self._run_dir, self._recipe.train.checkpoint)
-        names = committed_names(store)
-        return store.modified_unix_s(f"{names[-1]}/{COMMITTED}") if names else self._first_unix_s
+        with suppress(OSError):  # pruned meanwhile, or a store in trouble: the next time
+            if names := committed_names(store):
+                self._checkpoint_unix_s = store.modified_unix_s(f"{names[-1]}/{COMMITTED}")
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The newest whole entry of a log, also where a resumed run takes steps again; empty where there is none."""
+    if not path.exists():
+        return {}
+    with path.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
+        *lines, _ = stream.read().split(b"\n")
+    for line in reversed(lines):
+        with suppress(ValueError):  # a kill cut it short
+            return dict(json.loads(line))
+    return {}

@@ -15,7 +15,7 @@ def report(number: int, success: int, committed: bool = True, **failed: int) -> 
 
 @pytest.fixture
 def live() -> Live:
-    return Live(num_units=40, num_done=2, healthy_success=(0.5, 0.9))
+    return Live("run", num_units=40, num_done=2, healthy_success=(0.5, 0.9))
 
 
 def test_the_line_counts_units_rows_and_troubles(live: Live) -> None:
