@@ -21,7 +21,7 @@ from train.audit import audit_run
 from train.jsonl import read_lines
 from train.metrics import read_metrics
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @contextmanager
