@@ -251,20 +251,22 @@ class ObjectFileSystem(RangeReader, FsspecStore):  # type: ignore[misc]
 
     def _create(self, path: str, body: bytes) -> bool:
         url, key = self._place(path)
-        client = _client(url, _RETRIES)
-        try:
-            if url not in _unconditional:
-                client.put(key, body, mode="create", use_multipart=False)
+        for retries in (0, _RETRIES):  # at first none: a client would repeat for minutes what a store does not know
+            if url in _unconditional:
+                break
+            try:
+                _client(url, retries).put(key, body, mode="create", use_multipart=False)
                 return True
-        except AlreadyExistsError:
-            return False
-        except GenericError as error:
-            if "501 Not Implemented" not in str(error):
-                raise
-            _unconditional.add(url)
+            except AlreadyExistsError:
+                return False
+            except GenericError as error:
+                if "501 Not Implemented" in str(error):
+                    _unconditional.add(url)
+                elif retries:
+                    raise
         if self.exists(path):
             return False
-        client.put(key, body, use_multipart=False)
+        _client(url, _RETRIES).put(key, body, use_multipart=False)
         return True
 
     async def _rm(self, path: str, recursive: bool = False, **_kwargs: Any) -> None:

@@ -38,6 +38,7 @@ ALL_STAGES = ["ingest", "curate", "tokenizer", "train", "eval"]
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe of which nothing has been run; commands run beside it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
     path = write_recipe(Path(), Path("urls.parquet"), "store")
     monkeypatch.setattr(sys, "argv", ["genlip", "ingest", str(path)])
     return path
