@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+TAIL_BYTES = 1 << 16
+"""Longer than any entry."""
+
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
     """Add an entry. After a line that a kill cut short it begins a new one."""
@@ -29,3 +32,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return entries
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole entry, without reading those before it; None where there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
+        *lines, _ = stream.read().split(b"\n")
+    for line in reversed(lines):
+        try:
+            entry: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        return entry
+    return None

@@ -1,7 +1,6 @@
 """The numbers of a run under the names that Prometheus sees: one table for stats.json, `genlip exporter` and Ray."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.recipe import Recipe
-from train.jsonl import read_lines
+from train.jsonl import last_line, read_lines
 from train.metrics import METRICS as METRICS_FILE
 from train.metrics import REFUSED_STEPS
 
@@ -68,8 +67,6 @@ METRICS: dict[str, str] = {
 
 LOOK_FOR_CHECKPOINTS_EVERY_S = 60.0
 """It lists a folder, which may be on an object store."""
-TAIL_BYTES = 1 << 16
-"""Of a log; its lines have a few hundred bytes."""
 
 
 def is_counter(key: str) -> bool:
@@ -110,7 +107,7 @@ class TrainingLog:
 
     def read(self) -> dict[str, float]:
         """The numbers now; empty where there is nothing new since the last call."""
-        line, num_refused = _last_line(self._run_dir / METRICS_FILE), len(read_lines(self._run_dir / REFUSED_STEPS))
+        line, num_refused = last_line(self._run_dir / METRICS_FILE), len(read_lines(self._run_dir / REFUSED_STEPS))
         if not line or (line, num_refused) == self._told:
             return {}
         self._told = line, num_refused
@@ -131,16 +128,3 @@ class TrainingLog:
         with suppress(OSError):  # pruned meanwhile, or a store in trouble: the next time
             if names := committed_names(store):
                 self._checkpoint_unix_s = store.modified_unix_s(f"{names[-1]}/{COMMITTED}")
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """The newest whole entry of a log, also where a resumed run takes steps again; empty where there is none."""
-    if not path.exists():
-        return {}
-    with path.open("rb") as stream:
-        stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
-        *lines, _ = stream.read().split(b"\n")
-    for line in reversed(lines):
-        with suppress(ValueError):  # a kill cut it short
-            return dict(json.loads(line))
-    return {}

@@ -16,12 +16,12 @@ from jobs.compare.pace import Pace
 from jobs.compare.runs import Run
 from jobs.console import LOG_EVERY_S, duration, say
 from jobs.stages import current_stage
+from jobs.stop_requests import STOP_SIGNALS
 from pipeline.errors import UserError
 from train.metrics import LogTail
 from train.recipe import RECIPE_FILE
 
 _POLL_S = 0.2
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _LAUNCHER = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 _OF_A_LAUNCHER = (*_LAUNCHER, "MASTER_ADDR", "MASTER_PORT")
 Verb = Literal["train", "eval"]
@@ -160,7 +160,7 @@ def _say_progress(active: Sequence[_Task], runs: Sequence[Run], pace: Pace, para
 def _stop_requests() -> Iterator[list[int]]:
     """A list that gains the number of each signal that asks to stop."""
     requests: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: requests.append(number)) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, lambda number, _: requests.append(number)) for number in STOP_SIGNALS}
     try:
         yield requests
     finally:

@@ -1,26 +1,24 @@
 """What the results of the stages tell of a run, where no command has left a record, and what is next."""
 
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from jobs.recipe import Recipe
 from jobs.status.rows import Row
 from pipeline.dataset_files import index_file
 from pipeline.inputs.batches import read_plan
-from pipeline.ledger import committed_units
+from pipeline.inputs.committed import committed
 from pipeline.store import Store
+from train.jsonl import last_line
 from train.metrics import METRICS, REFUSED_STEPS
 from train.recipe import TOKENIZER_FOLDER
 
 LIST_EVERY_S = 60.0
 """A large store has many ledgers to list."""
 LOOK_EVERY_S = 10.0
-_TAIL_BYTES = 1 << 16
 # As `train.checkpoints` and `jobs.evaluation` call them, which load torch.
 COMMITTED, EVAL_FILE = "COMMITTED", "eval.json"
 
@@ -84,7 +82,7 @@ class RunFiles:
 
     def training(self) -> Training | None:
         """None where nothing is logged yet."""
-        step = _last_line(self._run_dir / METRICS)
+        step = last_line(self._run_dir / METRICS)
         if step is None:
             return None
         refused = self._run_dir / REFUSED_STEPS
@@ -103,7 +101,7 @@ class RunFiles:
 
     def _count_units(self) -> tuple[int, int]:
         store = Store(self._recipe.store)
-        return len(committed_units(store)), read_plan(store).num_units
+        return len(committed(store)), read_plan(store).num_units
 
     def _look_for_shards(self) -> bool:
         return bool(self._recipe.train.sources) or Store(self._recipe.store).exists(
@@ -131,19 +129,3 @@ def _counted(verb: str, done: int, total: int, unit: str) -> Row:
         return _there(verb, False)
     state = "done" if done >= total else "partial"
     return Row(verb, verb, state, "files", done, total, unit, share=done / total)  # type: ignore[arg-type]
-
-
-def _last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole entry of a file of JSON lines, without reading all of it."""
-    if not path.exists():
-        return None
-    with path.open("rb") as stream:
-        stream.seek(-min(_TAIL_BYTES, stream.seek(0, os.SEEK_END)), os.SEEK_END)
-        lines = stream.read().split(b"\n")
-    for line in reversed(lines):
-        try:
-            entry: dict[str, Any] = json.loads(line)
-        except ValueError:
-            continue
-        return entry
-    return None
